@@ -1,0 +1,63 @@
+package v1alpha1
+
+// ControllerName is the controllerName of the GatewayClasses that this
+// operator serves.
+const ControllerName = "meshroute.io/gateway-controller"
+
+// DefaultGatewayLabel marks the Gateway that a ServiceRoute without parentRefs
+// attaches to: the marked one in its own namespace, else the cluster's. Its
+// value is not looked at.
+const DefaultGatewayLabel = "meshroute.io/default-gateway"
+
+// MeshRouteStatusName is the name of the MeshRoute that sums up its namespace.
+// No ServiceRoute may have it.
+const MeshRouteStatusName = "status"
+
+// Condition types. Every object that the operator judges carries Accepted,
+// ResolvedRefs and Programmed as far as they apply, and Ready, which sums them
+// up: it is True when all of them are, and otherwise repeats the first that is
+// not.
+const (
+	// ConditionAccepted tells whether the object is valid and attached.
+	ConditionAccepted = "Accepted"
+	// ConditionResolvedRefs tells whether everything it refers to exists and
+	// may be used.
+	ConditionResolvedRefs = "ResolvedRefs"
+	// ConditionProgrammed tells whether every connected gateway pod has
+	// acknowledged the configuration that came of it.
+	ConditionProgrammed = "Programmed"
+	// ConditionReady sums up the others.
+	ConditionReady = "Ready"
+	// ConditionPartiallyInvalid is present, and True, only while a part of the
+	// object is left out and the rest serves.
+	ConditionPartiallyInvalid = "PartiallyInvalid"
+)
+
+// Reasons of conditions, beside those that Gateway API defines.
+const (
+	// ReasonReady: all other conditions are True.
+	ReasonReady = "Ready"
+	// ReasonNoDefaultGateway: the route names no parent and no Gateway carries
+	// the label meshroute.io/default-gateway.
+	ReasonNoDefaultGateway = "NoDefaultGateway"
+	// ReasonGatewayClassNotFound: the parent Gateway names a GatewayClass that
+	// does not exist.
+	ReasonGatewayClassNotFound = "GatewayClassNotFound"
+	// ReasonGatewayNotFound: the parent Gateway does not exist.
+	ReasonGatewayNotFound = "GatewayNotFound"
+	// ReasonRouteConflict: another route, older or listed earlier, already
+	// matches the same host, path and headers on the same listener.
+	ReasonRouteConflict = "RouteConflict"
+	// ReasonPortNotFound: a backend names a port that its Service does not have.
+	ReasonPortNotFound = "PortNotFound"
+	// ReasonUnsupportedService: a backend's Service cannot be routed to.
+	ReasonUnsupportedService = "UnsupportedService"
+	// ReasonNoEndpoints: a backend has no ready endpoint, so requests to it get 503.
+	ReasonNoEndpoints = "NoEndpoints"
+	// ReasonNoGatewayPods: no pod of the gateway is connected to the operator.
+	ReasonNoGatewayPods = "NoGatewayPods"
+	// ReasonWaiting: the newest configuration is on its way to gateway pods.
+	ReasonWaiting = "Waiting"
+	// ReasonRefused: Envoy refused the configuration; the previous one serves on.
+	ReasonRefused = "RefusedByEnvoy"
+)
