@@ -1,0 +1,150 @@
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# go.mod names the one toolchain that builds everything; Go fetches it by
+# itself. Container images and some machines set GOTOOLCHAIN=local, which would
+# refuse this module; any other value is respected (make GOTOOLCHAIN=go1.28.0).
+ifneq (,$(filter local auto,$(or $(GOTOOLCHAIN),local)))
+override GOTOOLCHAIN := $(shell awk '$$1 == "toolchain" { t = $$2 } $$1 == "go" { g = "go" $$2 } END { print t ? t : g }' go.mod)
+endif
+export GOTOOLCHAIN
+
+GO ?= go
+KUBECTL ?= kubectl
+export KUBECTL
+CONTAINER_TOOL ?= docker
+
+# The image of the operator and of the gateway's agent.
+IMG ?= meshroute:latest
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# What to run of the integration tests: a regular expression on their names,
+# and Ginkgo's label filter.
+FOCUS ?=
+LABELS ?=
+export FOCUS LABELS
+SELECTION = $${FOCUS:+--focus="$$FOCUS"} $${LABELS:+--label-filter="$$LABELS"}
+# More flags, for `go test` (unit) and for ginkgo (integration, deflake).
+TESTFLAGS ?=
+GINKGOFLAGS ?=
+
+TOOL := hack/tool.sh
+
+# Both are got at their first use and kept outside the checkout.
+ENVOY_BIN_SET = ENVOY_BIN=$$(hack/envoy.sh); export ENVOY_BIN
+ASSETS_SET = KUBEBUILDER_ASSETS=$$(hack/envtest.sh); export KUBEBUILDER_ASSETS
+
+##@ General
+
+.PHONY: help
+help: ## Show this help.
+	@if [[ -t 1 ]]; then head=$$'\e[1m' name=$$'\e[36m' end=$$'\e[0m'; else head= name= end=; fi; \
+	awk -v h="$$head" -v n="$$name" -v e="$$end" 'BEGIN { FS = ":.*## "; print "Usage: make TARGET [VARIABLE=value …]" } \
+	  /^##@/ { printf "\n%s%s%s\n", h, substr($$0, 5), e } \
+	  /^[a-z-]+:.*## / { printf "  %s%-13s%s %s\n", n, $$1, e, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: clean
+clean: ## Remove what builds left in the checkout (tools and servers are cached outside it).
+	rm -rf bin
+
+##@ Try it
+
+.PHONY: demo
+demo: ## Run the monitoring sample on :8888 without a cluster: gateway, backends, live table.
+	hack/demo.sh up
+
+.PHONY: demo-down
+demo-down: ## Stop what `make demo` started.
+	hack/demo.sh down
+
+##@ Develop
+
+.PHONY: generate
+generate: ## Regenerate Go code: DeepCopy, and apply configurations where markers ask for them.
+	$(TOOL) controller-gen object applyconfiguration paths=./api/...
+
+.PHONY: manifests
+manifests: ## Regenerate CRDs and RBAC from the markers in api/ and controllers/.
+	$(TOOL) controller-gen crd paths=./api/... output:crd:dir=config/crd/bases
+	if [[ -d controllers ]]; then $(TOOL) controller-gen rbac:roleName=meshroute-manager paths=./controllers/... output:rbac:dir=config/rbac; fi
+
+.PHONY: docs
+docs: ## Regenerate the API reference (docs/reference.md) from the Go types.
+	mkdir -p docs
+	$(TOOL) crd-ref-docs --source-path=api --config=hack/reference.yaml --renderer=markdown --output-path=docs/reference.md --log-level=ERROR
+
+.PHONY: fmt
+fmt: ## Format the Go code (gofumpt, import groups).
+	$(TOOL) golangci-lint fmt
+
+.PHONY: lint
+lint: ## Run the linters; the import rules of the design are among them.
+	$(TOOL) golangci-lint run
+
+.PHONY: verify
+verify: ## Check all that needs no test: generated files current, modules tidy, formatting, linters, scripts.
+	@hack/verify.sh
+
+##@ Test
+
+.PHONY: test
+test: unit integration ## Run every test; what they need is set up on the way.
+
+.PHONY: unit
+unit: ## Run tables and golden files, in seconds; Envoy itself validates its golden files.
+	$(ENVOY_BIN_SET); $(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v /test/)
+
+.PHONY: integration
+integration: ## Run tests with a real API server and a real Envoy (FOCUS, LABELS; needs root for network namespaces).
+	hack/need.sh netns
+	$(ENVOY_BIN_SET); $(ASSETS_SET); $(TOOL) ginkgo run --require-suite --randomize-all --fail-on-pending --timeout=20m --poll-progress-after=60s $(SELECTION) $(GINKGOFLAGS) ./test/integration/...
+
+.PHONY: deflake
+deflake: ## Repeat integration tests until one fails (FOCUS, LABELS).
+	hack/need.sh netns
+	$(ENVOY_BIN_SET); $(ASSETS_SET); $(TOOL) ginkgo run --until-it-fails --require-suite --randomize-all --poll-progress-after=60s $(SELECTION) $(GINKGOFLAGS) ./test/integration/...
+
+.PHONY: bench
+bench: ## Measure what docs/benchmarks.md promises (needs root for network namespaces).
+	hack/need.sh netns
+	$(ENVOY_BIN_SET); $(ASSETS_SET); $(GO) run ./test/bench
+
+##@ Build
+
+.PHONY: build
+build: ## Build bin/manager and bin/gateway-agent.
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/manager ./cmd/gateway-agent
+
+# The date of the last commit, so that the same commit gives the same image
+# with builders that honour it.
+.PHONY: docker-build
+docker-build: ## Build the image IMG with manager and gateway-agent.
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CONTAINER_TOOL) build --build-arg GO_VERSION=$(patsubst go%,%,$(GOTOOLCHAIN)) --build-arg VERSION=$(VERSION) --tag $(IMG) .
+
+##@ Cluster (the one of kubectl's current context)
+
+.PHONY: install
+install: ## Install our CRDs, and those of Gateway API that the cluster lacks.
+	hack/gateway-api.sh
+	$(KUBECTL) apply --server-side -f config/crd/bases
+	$(KUBECTL) wait --for=condition=Established --timeout=60s -f config/crd/bases
+
+.PHONY: uninstall
+uninstall: ## Remove our CRDs, and with them every object of their kinds; Gateway API stays.
+	$(KUBECTL) delete --ignore-not-found -f config/crd/bases
+
+.PHONY: deploy
+deploy: install ## Run the operator from the image IMG, with GatewayClass and default Gateway.
+	$(render) | $(KUBECTL) apply --server-side -f -
+
+.PHONY: undeploy
+undeploy: ## Remove the operator and our CRDs; Gateway API stays.
+	$(render) | $(KUBECTL) delete --ignore-not-found -f -
+
+# config/default with the image IMG, through an overlay that is no part of the
+# repository: `kustomize edit` on the original would leave a changed file.
+render = { rm -rf bin/deploy && mkdir -p bin/deploy && cd bin/deploy && \
+  ../../$(TOOL) kustomize create --resources ../../config/default >&2 && \
+  ../../$(TOOL) kustomize edit set image meshroute=$(IMG) >&2 && \
+  ../../$(TOOL) kustomize build .; }
