@@ -54,6 +54,8 @@ const (
 	ReasonUnsupportedService = "UnsupportedService"
 	// ReasonNoEndpoints: a backend has no ready endpoint, so requests to it get 503.
 	ReasonNoEndpoints = "NoEndpoints"
+	// ReasonRoutesNotReady: some routes of the namespace are not ready.
+	ReasonRoutesNotReady = "RoutesNotReady"
 	// ReasonNoGatewayPods: no pod of the gateway is connected to the operator.
 	ReasonNoGatewayPods = "NoGatewayPods"
 	// ReasonWaiting: the newest configuration is on its way to gateway pods.
