@@ -1,0 +1,98 @@
+package envoy
+
+import (
+	"fmt"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/wellknown"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"meshroute.io/meshroute/internal/model"
+)
+
+// streamIdleTimeout is how long nothing may move on a request or its answer.
+const streamIdleTimeout = 5 * time.Minute
+
+func portName(port model.Port) string { return fmt.Sprintf("port-%d", port.Number) }
+
+// listener is made of nothing but the port: routes come by RDS, so that a route
+// change never drains a connection.
+func listener(name string, port model.Port) *listenerv3.Listener {
+	manager := &hcmv3.HttpConnectionManager{
+		StatPrefix: name,
+		CodecType:  hcmv3.HttpConnectionManager_AUTO,
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			RouteConfigName: name,
+			ConfigSource:    adsConfigSource(),
+		}},
+		HttpFilters: []*hcmv3.HttpFilter{{
+			Name: wellknown.Router,
+			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&routerv3.Router{
+				// Clients are not told about Envoy's inner timings.
+				SuppressEnvoyHeaders: true,
+			})},
+		}},
+		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+
+		// The gateway stands at the edge: the client's address is that of its
+		// connection, and no client is trusted with Envoy's own headers, private
+		// address or not.
+		UseRemoteAddress:      wrapperspb.Bool(true),
+		InternalAddressConfig: &hcmv3.HttpConnectionManager_InternalAddressConfig{},
+
+		// Routes compare normalized paths, as their schema demands.
+		NormalizePath: wrapperspb.Bool(true),
+		MergeSlashes:  true,
+
+		// Bounds from Envoy's advice for edge proxies (configuration best
+		// practices, "edge"). No bound on the whole request: uploads and streams
+		// may take their time as long as something moves.
+		RequestHeadersTimeout: durationpb.New(10 * time.Second),
+		StreamIdleTimeout:     durationpb.New(streamIdleTimeout),
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
+			IdleTimeout: durationpb.New(time.Hour),
+			// nginx drops such headers, too: backends that map '-' to '_' would
+			// otherwise take one for the other.
+			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_DROP_HEADER,
+		},
+		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
+			MaxConcurrentStreams:        wrapperspb.UInt32(100),
+			InitialStreamWindowSize:     wrapperspb.UInt32(64 << 10),
+			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
+		},
+	}
+	return &listenerv3.Listener{
+		Name:    name,
+		Address: socketAddress("0.0.0.0", port.Bind),
+		FilterChains: []*listenerv3.FilterChain{{
+			Filters: []*listenerv3.Filter{{
+				Name:       wellknown.HTTPConnectionManager,
+				ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: mustAny(manager)},
+			}},
+		}},
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(32 << 10),
+	}
+}
+
+func adsConfigSource() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+	}
+}
+
+func socketAddress(address string, port int32) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address:       address,
+		PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(port)},
+	}}}
+}
+
+func pipeAddress(path string) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path}}}
+}

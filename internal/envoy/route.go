@@ -1,0 +1,180 @@
+package envoy
+
+import (
+	"regexp"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"meshroute.io/meshroute/internal/model"
+)
+
+// maxBody bounds the body of a direct response: the schema's 4096 characters
+// take up to four bytes each, and Envoy refuses a whole RouteConfiguration for
+// one body that is longer than this (4096 bytes unless told).
+const maxBody = 4 * 4096
+
+func routeConfiguration(name string, port model.Port) *routev3.RouteConfiguration {
+	config := &routev3.RouteConfiguration{
+		Name:         name,
+		VirtualHosts: make([]*routev3.VirtualHost, len(port.VirtualHosts)),
+		// "shop.example.com:8888" is the host "shop.example.com": clients send
+		// the port whenever it is not 80.
+		IgnorePortInHostMatching:       true,
+		MaxDirectResponseBodySizeBytes: wrapperspb.UInt32(maxBody),
+	}
+	for i, host := range port.VirtualHosts {
+		config.VirtualHosts[i] = virtualHost(host)
+	}
+	return config
+}
+
+func virtualHost(host model.VirtualHost) *routev3.VirtualHost {
+	made := &routev3.VirtualHost{
+		Name:    host.Hostname,
+		Domains: []string{host.Hostname},
+		Routes:  make([]*routev3.Route, len(host.Routes)),
+	}
+	for i := range host.Routes {
+		made.Routes[i] = route(&host.Routes[i])
+	}
+	return made
+}
+
+func route(from *model.Route) *routev3.Route {
+	to := &routev3.Route{Name: from.Name, Match: match(from.Match)}
+	switch {
+	case from.Response != nil:
+		to.Action = directResponse(from.Response.Status, from.Response.Body)
+		to.ResponseHeadersToAdd = []*corev3.HeaderValueOption{{
+			Header:       &corev3.HeaderValue{Key: "content-type", Value: from.Response.ContentType},
+			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		}}
+	case from.StubStatus:
+		to.Action = &routev3.Route_Route{Route: &routev3.RouteAction{
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: AgentCluster},
+			RegexRewrite:     regexRewrite("^/.*$", StubStatusPath),
+		}}
+	case allMissing(from.Backends):
+		to.Action = directResponse(500, "no backend of this route could be resolved\n")
+	default:
+		to.Action = &routev3.Route_Route{Route: routeAction(from)}
+	}
+	return to
+}
+
+func match(from model.Match) *routev3.RouteMatch {
+	to := &routev3.RouteMatch{}
+	switch {
+	case from.Exact:
+		to.PathSpecifier = &routev3.RouteMatch_Path{Path: from.Path}
+	case from.Path == "/":
+		to.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: "/"}
+	default:
+		to.PathSpecifier = &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: from.Path}
+	}
+	for _, header := range from.Headers {
+		to.Headers = append(to.Headers, &routev3.HeaderMatcher{
+			Name: header.Name,
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_Exact{Exact: header.Value},
+			}},
+		})
+	}
+	return to
+}
+
+func directResponse(status uint32, body string) *routev3.Route_DirectResponse {
+	response := &routev3.DirectResponseAction{Status: status}
+	if body != "" {
+		response.Body = &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: body}}
+	}
+	return &routev3.Route_DirectResponse{DirectResponse: response}
+}
+
+func allMissing(backends []model.WeightedCluster) bool {
+	for _, backend := range backends {
+		if backend.Cluster != model.MissingCluster {
+			return false
+		}
+	}
+	return true
+}
+
+func routeAction(from *model.Route) *routev3.RouteAction {
+	action := &routev3.RouteAction{
+		Timeout:     durationpb.New(from.Timeout),
+		RetryPolicy: untouchedRetries(),
+		// The share of a backend that could not be resolved is answered like a
+		// rule that has no other.
+		ClusterNotFoundResponseCode: routev3.RouteAction_INTERNAL_SERVER_ERROR,
+	}
+	if from.Timeout > streamIdleTimeout {
+		// Who waits this long for an answer is not idle.
+		action.IdleTimeout = durationpb.New(from.Timeout)
+	}
+	if len(from.Backends) == 1 {
+		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: from.Backends[0].Cluster}
+	} else {
+		weighted := &routev3.WeightedCluster{}
+		for _, backend := range from.Backends {
+			weighted.Clusters = append(weighted.Clusters, &routev3.WeightedCluster_ClusterWeight{
+				Name: backend.Cluster, Weight: wrapperspb.UInt32(backend.Weight),
+			})
+		}
+		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
+	}
+	rewrite(action, from)
+	return action
+}
+
+// rewrite replaces the matched prefix so that exactly one slash stands where
+// the replacement and the rest of the path meet.
+func rewrite(action *routev3.RouteAction, from *model.Route) {
+	if from.PrefixRewrite == "" {
+		return
+	}
+	replacement := strings.TrimSuffix(from.PrefixRewrite, "/")
+	switch {
+	case from.Match.Path == "/" && replacement == "":
+		// "/" for "/": nothing to do.
+	case from.Match.Path == "/":
+		action.PrefixRewrite = replacement + "/"
+	case replacement == "":
+		// prefix_rewrite would turn /api/x into //x.
+		action.RegexRewrite = regexRewrite("^"+regexp.QuoteMeta(from.Match.Path)+"/*", "/")
+	default:
+		action.PrefixRewrite = replacement
+	}
+}
+
+func regexRewrite(pattern, substitution string) *matcherv3.RegexMatchAndSubstitute {
+	return &matcherv3.RegexMatchAndSubstitute{
+		Pattern:      &matcherv3.RegexMatcher{Regex: pattern},
+		Substitution: substitution,
+	}
+}
+
+// untouchedRetries repeats, on another endpoint, a request of which no endpoint
+// has seen anything: the connection could not be made, or it broke before the
+// request was sent on it, or HTTP/2 refused the stream. That is safe for every
+// method, and hides the moment in which a backend closes an idle connection or
+// an endpoint goes away.
+func untouchedRetries() *routev3.RetryPolicy {
+	return &routev3.RetryPolicy{
+		RetryOn:    "connect-failure,refused-stream,reset-before-request",
+		NumRetries: wrapperspb.UInt32(2),
+		RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
+			Name: "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{
+				TypedConfig: mustAny(&previoushostsv3.PreviousHostsPredicate{}),
+			},
+		}},
+		HostSelectionRetryMaxAttempts: 5,
+	}
+}

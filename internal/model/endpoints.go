@@ -1,0 +1,101 @@
+package model
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// Endpoint is an address that requests to a cluster can go to.
+type Endpoint struct {
+	Address string
+	Port    int32
+	// Zone of the endpoint, empty where unknown.
+	Zone string
+}
+
+// EndpointSet is what EndpointSlices say of a cluster.
+type EndpointSet struct {
+	// Serving endpoints, sorted, each address once: the ready ones; where none
+	// is ready, those that are terminating but still serve, so that the last
+	// pod of a rollout is not cut off.
+	Serving []Endpoint
+	// Ready endpoints, and all there are.
+	Ready, Total int
+}
+
+// Endpoints reads the endpoints of a cluster from the EndpointSlices of its
+// Service. It is apart from Build because endpoints change far more often than
+// routes do, and change nothing about them.
+func Endpoints(cluster Cluster, slicesOfService []*discoveryv1.EndpointSlice) EndpointSet {
+	type state struct {
+		ready, draining bool
+		zone            string
+	}
+	found := map[Endpoint]state{} // by address and port
+	for _, slice := range slicesOfService {
+		if slice.AddressType == discoveryv1.AddressTypeFQDN {
+			continue
+		}
+		number, ok := portOf(slice, cluster.Port.Name)
+		if !ok {
+			continue
+		}
+		for i := range slice.Endpoints {
+			endpoint := &slice.Endpoints[i]
+			if len(endpoint.Addresses) == 0 {
+				continue
+			}
+			// Kubernetes sees to it that these are addresses; files may hold host
+			// names, for which Envoy would refuse its neighbours, too.
+			if _, err := netip.ParseAddr(endpoint.Addresses[0]); err != nil {
+				continue
+			}
+			// All addresses of an endpoint are the same backend, and consumers
+			// take the first (discovery/v1, Endpoint.addresses). Nil conditions
+			// mean ready, serving and not terminating.
+			at := Endpoint{Address: endpoint.Addresses[0], Port: number}
+			is := endpoint.Conditions
+			// An address may be in two slices while one is replaced by another.
+			was := found[at]
+			found[at] = state{
+				ready:    was.ready || valueOr(is.Ready, true),
+				draining: was.draining || valueOr(is.Terminating, false) && valueOr(is.Serving, true),
+				zone:     max(was.zone, valueOr(endpoint.Zone, "")),
+			}
+		}
+	}
+
+	set := EndpointSet{Total: len(found)}
+	var draining []Endpoint
+	for endpoint, is := range found {
+		endpoint.Zone = is.zone
+		switch {
+		case is.ready:
+			set.Serving = append(set.Serving, endpoint)
+		case is.draining:
+			draining = append(draining, endpoint)
+		}
+	}
+	set.Ready = len(set.Serving)
+	if set.Ready == 0 {
+		set.Serving = draining
+	}
+	slices.SortFunc(set.Serving, func(a, b Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	return set
+}
+
+func portOf(slice *discoveryv1.EndpointSlice, name string) (int32, bool) {
+	for _, port := range slice.Ports {
+		tcp := port.Protocol == nil || *port.Protocol == corev1.ProtocolTCP
+		if tcp && valueOr(port.Name, "") == name && port.Port != nil {
+			return *port.Port, true
+		}
+	}
+	return 0, false
+}

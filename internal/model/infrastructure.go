@@ -1,0 +1,120 @@
+package model
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+)
+
+const gatewayConfigKind = "GatewayConfig"
+
+// infrastructure merges the settings of the class with those of the Gateway,
+// field by field, and adds the defaults. Where a reference does not resolve it
+// returns nil and the problem.
+func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Gateway) (*Infrastructure, string) {
+	var merged v1alpha1.GatewayConfigSpec
+	config, problem := b.classConfig(class)
+	if problem != "" {
+		return nil, problem
+	}
+	if config != nil {
+		merged = config.Spec
+	}
+	infrastructure := &Infrastructure{NodePorts: map[int32]int32{}}
+	if own := gw.Spec.Infrastructure; own != nil {
+		infrastructure.Labels, infrastructure.Annotations = stringMap(own.Labels), stringMap(own.Annotations)
+		if ref := own.ParametersRef; ref != nil {
+			config, problem := b.config(string(ref.Group), string(ref.Kind), Key{gw.Namespace, ref.Name})
+			if problem != "" {
+				return nil, "infrastructure.parametersRef: " + problem
+			}
+			merged = override(merged, config.Spec)
+		}
+	}
+
+	infrastructure.Replicas = valueOr(merged.Replicas, 1)
+	infrastructure.ServiceType = valueOr(merged.ServiceType, corev1.ServiceTypeLoadBalancer)
+	infrastructure.Resources = corev1.ResourceRequirements{Requests: corev1.ResourceList{
+		corev1.ResourceCPU:    resource.MustParse("100m"),
+		corev1.ResourceMemory: resource.MustParse("128Mi"),
+	}}
+	if merged.Resources != nil {
+		infrastructure.Resources = corev1.ResourceRequirements{
+			Requests: merged.Resources.Requests, Limits: merged.Resources.Limits,
+		}
+	}
+	for _, port := range merged.Ports {
+		if port.NodePort != nil {
+			infrastructure.NodePorts[port.Port] = *port.NodePort
+		}
+	}
+	return infrastructure, ""
+}
+
+// override returns base with the fields that over sets.
+func override(base, over v1alpha1.GatewayConfigSpec) v1alpha1.GatewayConfigSpec {
+	if over.Replicas != nil {
+		base.Replicas = over.Replicas
+	}
+	if over.Resources != nil {
+		base.Resources = over.Resources
+	}
+	if over.ServiceType != nil {
+		base.ServiceType = over.ServiceType
+	}
+	if over.Ports != nil {
+		base.Ports = over.Ports
+	}
+	return base
+}
+
+// classConfig returns the GatewayConfig of a class; nil where it names none.
+func (b *builder) classConfig(class *gatewayv1.GatewayClass) (*v1alpha1.GatewayConfig, string) {
+	ref := class.Spec.ParametersRef
+	if ref == nil {
+		return nil, ""
+	}
+	if ref.Namespace == nil {
+		return nil, fmt.Sprintf("parametersRef of GatewayClass %s: namespace is missing: set it to the GatewayConfig's", class.Name)
+	}
+	config, problem := b.config(string(ref.Group), string(ref.Kind), Key{string(*ref.Namespace), ref.Name})
+	if problem != "" {
+		problem = fmt.Sprintf("parametersRef of GatewayClass %s: %s", class.Name, problem)
+	}
+	return config, problem
+}
+
+func (b *builder) config(group, kind string, key Key) (*v1alpha1.GatewayConfig, string) {
+	if group != v1alpha1.GroupVersion.Group || kind != gatewayConfigKind {
+		return nil, fmt.Sprintf("%s is not supported: refer to a %s.%s",
+			strings.TrimSuffix(kind+"."+group, "."), gatewayConfigKind, v1alpha1.GroupVersion.Group)
+	}
+	config := b.configs[key]
+	if config == nil {
+		return nil, fmt.Sprintf("GatewayConfig %s does not exist: create it or correct the reference; until then the gateway's pods stay as they are", key)
+	}
+	return config, ""
+}
+
+func valueOr[T any](pointer *T, fallback T) T {
+	if pointer == nil {
+		return fallback
+	}
+	return *pointer
+}
+
+func stringMap[K, V ~string](in map[K]V) map[string]string {
+	if len(in) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(in))
+	for key, value := range in {
+		out[string(key)] = string(value)
+	}
+	return out
+}

@@ -1,0 +1,260 @@
+// Package model turns the objects that users write into what gateways are to
+// do, in words of its own: neither Kubernetes' nor Envoy's.
+//
+//	Inputs ─► Build ─► Result{Gateways, statuses}     Gateways ─► internal/envoy, internal/workload
+//
+// Build is a function from values to values: it reads no clock and no network,
+// never changes its inputs, and gives the same result for the same objects in
+// any order. Why something is invalid is said where it is noticed, as a
+// condition; one bad object never takes its neighbours along.
+//
+// What changes without any user having written something — endpoints, and what
+// gateway pods have acknowledged — is kept apart: Endpoints and Observe join it
+// to a Result, so that a pod coming or going costs no new Build.
+package model
+
+import (
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+)
+
+// MissingCluster is the cluster name that stands for a backend which could not
+// be resolved. No such cluster ever exists, so its share of the requests is
+// answered with 500.
+const MissingCluster = "meshroute-missing-backend"
+
+// DefaultRequestTimeout bounds a request where its rule says nothing.
+const DefaultRequestTimeout = 15 * time.Second
+
+// Inputs are the objects that Build looks at, in any order. It never changes
+// them, so they may be shared with a cache.
+type Inputs struct {
+	GatewayClasses  []*gatewayv1.GatewayClass
+	Gateways        []*gatewayv1.Gateway
+	GatewayConfigs  []*v1alpha1.GatewayConfig
+	ServiceRoutes   []*v1alpha1.ServiceRoute
+	Services        []*corev1.Service
+	ReferenceGrants []*gatewayv1.ReferenceGrant
+	Namespaces      []*corev1.Namespace
+
+	// OneHost tells that all gateways listen on one host's own ports, as they
+	// do in standalone mode: listener ports are bound as they are, and two
+	// gateways cannot have the same one.
+	OneHost bool
+}
+
+// Key names a namespaced object.
+type Key struct{ Namespace, Name string }
+
+func (k Key) String() string { return k.Namespace + "/" + k.Name }
+
+// Result is what Build found.
+type Result struct {
+	// Gateways that are to run, sorted by key.
+	Gateways []Gateway
+	// Classes, GatewayStatuses and Routes tell how each object of this
+	// operator was judged, sorted by key.
+	Classes         []ClassStatus
+	GatewayStatuses []GatewayStatus
+	Routes          []RouteStatus
+}
+
+// Gateway is one gateway: what its Envoys listen on, where they send requests,
+// and how its pods are run.
+type Gateway struct {
+	Key
+	// Class is the name of its GatewayClass.
+	Class string
+	// UID of the Gateway object, for owner references.
+	UID string
+	// Ports it listens on, sorted by number.
+	Ports []Port
+	// Clusters that its routes send requests to, sorted by name.
+	Clusters []Cluster
+	// Infrastructure is how its pods are run. Nil where that cannot be known
+	// at the moment (a GatewayConfig is missing): what runs is left as it is.
+	Infrastructure *Infrastructure
+}
+
+// Port is a port that a gateway listens on.
+type Port struct {
+	// Number that clients connect to.
+	Number int32
+	// Bind is the port that Envoy listens on in its pod: above 1023, so that it
+	// needs no privilege.
+	Bind int32
+	// VirtualHosts, sorted by hostname.
+	VirtualHosts []VirtualHost
+}
+
+// VirtualHost holds the routes of one hostname.
+type VirtualHost struct {
+	// Hostname is exact, "*.suffix", or "*" for any other.
+	Hostname string
+	// Routes in the order in which they are tried: most specific first.
+	Routes []Route
+}
+
+// Route says what happens to requests that match.
+type Route struct {
+	// Name is namespace/route/rule/index of the match in its rule.
+	Name  string
+	Match Match
+
+	// Backends share the requests. Empty where the gateway answers itself.
+	Backends []WeightedCluster
+	// PrefixRewrite replaces the matched prefix; empty leaves the path alone.
+	PrefixRewrite string
+	// Timeout of the whole request; 0 means none.
+	Timeout time.Duration
+
+	// Response is what the gateway answers itself.
+	Response *Response
+	// StubStatus asks for the connection counters of the gateway pod.
+	StubStatus bool
+}
+
+// Match selects requests.
+type Match struct {
+	// Path to compare: the whole of it where Exact, else by path elements.
+	Path  string
+	Exact bool
+	// Headers that must be there, sorted by name, which is in lower case.
+	Headers []Header
+}
+
+// Header is a header with the value it must have.
+type Header struct{ Name, Value string }
+
+// WeightedCluster is a cluster's share of a route's requests.
+type WeightedCluster struct {
+	// Cluster is a name in Gateway.Clusters, or MissingCluster.
+	Cluster string
+	// Weight, above 0; the share is weight divided by the sum of weights.
+	Weight uint32
+}
+
+// Response is an answer that the gateway gives itself.
+type Response struct {
+	Status      uint32
+	Body        string
+	ContentType string
+}
+
+// Cluster is a Service port that a gateway sends requests to. There is one for
+// each Service, port and set of cluster-level settings, however many routes
+// use it.
+type Cluster struct {
+	// Name is stable as long as Service, port and settings are.
+	Name string
+	// Service and Port it stands for.
+	Service Key
+	Port    ServicePort
+	// DNSName is the host to resolve, for a Service of type ExternalName. Its
+	// endpoints come from DNS, all others' from EndpointSlices.
+	DNSName string
+	// HTTP2 tells that the backend speaks HTTP/2 without TLS
+	// (appProtocol kubernetes.io/h2c).
+	HTTP2 bool
+}
+
+// ServicePort is a port of a Service.
+type ServicePort struct {
+	// Name of the port, empty where the Service has only one. EndpointSlices
+	// are joined by it.
+	Name   string
+	Number int32
+}
+
+// Infrastructure is how the pods of a gateway are run.
+type Infrastructure struct {
+	Replicas    int32
+	Resources   corev1.ResourceRequirements
+	ServiceType corev1.ServiceType
+	// NodePorts wanted, by listener port.
+	NodePorts map[int32]int32
+	// Labels and Annotations for every object made for the gateway
+	// (Gateway.spec.infrastructure).
+	Labels, Annotations map[string]string
+}
+
+// ClassStatus is how a GatewayClass was judged.
+type ClassStatus struct {
+	Name       string
+	Generation int64
+	Conditions []metav1.Condition
+}
+
+// GatewayStatus is how a Gateway was judged. Programmed is not among the
+// conditions: it depends on what gateway pods acknowledge.
+type GatewayStatus struct {
+	Key
+	Generation int64
+	Conditions []metav1.Condition
+	Listeners  []ListenerStatus
+}
+
+// ListenerStatus is how a listener was judged.
+type ListenerStatus struct {
+	Name           string
+	AttachedRoutes int32
+	// SupportedKinds are the allowed kinds that this operator knows.
+	SupportedKinds []gatewayv1.RouteGroupKind
+	Conditions     []metav1.Condition
+}
+
+// RouteStatus is how a ServiceRoute was judged.
+type RouteStatus struct {
+	Key
+	UID        string
+	Generation int64
+	// Hosts that the route answers for, over all parents, sorted.
+	Hosts []string
+	// Backends of its rules, each Service port once, sorted.
+	Backends []BackendStatus
+	// Parents in the order of its parentRefs.
+	Parents []ParentStatus
+}
+
+// ParentStatus is how a route was judged for one of its parents. Programmed is
+// not among the conditions: it depends on what gateway pods acknowledge.
+type ParentStatus struct {
+	Ref gatewayv1.ParentReference
+	// Gateway that the route is attached to; nil where it is not.
+	Gateway    *Key
+	Conditions []metav1.Condition
+}
+
+// BackendStatus is a backend of a route.
+type BackendStatus struct {
+	Service Key
+	// Port as the route names it.
+	Port string
+	// Cluster it resolved to; nil where it did not.
+	Cluster *Cluster
+	// Idle tells that its weight is 0 in every rule: no request goes to it.
+	Idle bool
+}
+
+// condition returns a condition without times and generation: these are known
+// where it is written.
+func condition(kind string, status metav1.ConditionStatus, reason, message string) metav1.Condition {
+	return metav1.Condition{Type: kind, Status: status, Reason: reason, Message: bounded(message)}
+}
+
+// maxMessage keeps messages readable; the API allows 32768.
+const maxMessage = 1024
+
+func bounded(message string) string {
+	if len(message) <= maxMessage {
+		return message
+	}
+	// Not within a character: what Kubernetes stores has to be UTF-8.
+	return strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
+}

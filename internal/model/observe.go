@@ -1,0 +1,309 @@
+package model
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+)
+
+// Observations are what is known of a running Result.
+type Observations struct {
+	// Endpoints of each cluster, by Cluster.Name.
+	Endpoints map[string]EndpointSet
+	// GatewayProgress and RouteProgress tell how far the pods of a gateway
+	// are: with its newest configuration, and with the newest that concerns a
+	// route.
+	GatewayProgress func(gateway Key) Progress
+	RouteProgress   func(gateway, route Key) Progress
+	// Addresses at which clients reach each gateway.
+	Addresses map[Key][]gatewayv1.GatewayStatusAddress
+}
+
+// Progress tells how many pods of a gateway have acknowledged something.
+type Progress struct {
+	// Pods that are connected and serving.
+	Pods int
+	// Acknowledged of these.
+	Acknowledged int
+	// Refused is what Envoy said when it refused it; empty where none did.
+	Refused string
+}
+
+func (p Progress) String() string { return fmt.Sprintf("%d/%d", p.Acknowledged, p.Pods) }
+
+// Observed is the status of every object, without times: MergeConditions adds
+// these when it is written.
+type Observed struct {
+	Classes    map[string]gatewayv1.GatewayClassStatus
+	Gateways   map[Key]gatewayv1.GatewayStatus
+	Routes     map[Key]v1alpha1.ServiceRouteStatus
+	MeshRoutes map[Key]v1alpha1.MeshRouteStatus
+}
+
+// Observe joins a Result with what is known of it running.
+func Observe(r Result, o Observations) Observed {
+	out := Observed{
+		Classes:    make(map[string]gatewayv1.GatewayClassStatus, len(r.Classes)),
+		Gateways:   make(map[Key]gatewayv1.GatewayStatus, len(r.GatewayStatuses)),
+		Routes:     make(map[Key]v1alpha1.ServiceRouteStatus, len(r.Routes)),
+		MeshRoutes: make(map[Key]v1alpha1.MeshRouteStatus, len(r.Routes)),
+	}
+	for _, class := range r.Classes {
+		out.Classes[class.Name] = gatewayv1.GatewayClassStatus{Conditions: at(class.Generation, class.Conditions)}
+	}
+	for _, gw := range r.GatewayStatuses {
+		out.Gateways[gw.Key] = observeGateway(gw, o)
+	}
+	namespaces := map[string][]namedStatus{}
+	for _, route := range r.Routes {
+		status := observeRoute(route, o)
+		mesh := meshRoute(route, status, o)
+		out.Routes[route.Key] = status
+		out.MeshRoutes[route.Key] = mesh
+		namespaces[route.Namespace] = append(namespaces[route.Namespace], namedStatus{route.Name, mesh})
+	}
+	for namespace, routes := range namespaces {
+		out.MeshRoutes[Key{namespace, v1alpha1.MeshRouteStatusName}] = summary(routes)
+	}
+	return out
+}
+
+func at(generation int64, conditions []metav1.Condition) []metav1.Condition {
+	stamped := slices.Clone(conditions)
+	for i := range stamped {
+		stamped[i].ObservedGeneration = generation
+	}
+	return stamped
+}
+
+func observeGateway(gw GatewayStatus, o Observations) gatewayv1.GatewayStatus {
+	conditions := gw.Conditions
+	programmed := programmedCondition(gw.Key, o.GatewayProgress(gw.Key))
+	if broken := firstFalse(conditions); broken != nil {
+		programmed = condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, string(gatewayv1.GatewayReasonInvalid), broken.Message)
+	}
+	conditions = append(slices.Clone(conditions), programmed)
+	conditions = append(conditions, ready(conditions))
+	status := gatewayv1.GatewayStatus{
+		Addresses:  o.Addresses[gw.Key],
+		Conditions: at(gw.Generation, conditions),
+	}
+	for _, listener := range gw.Listeners {
+		own := programmed
+		if broken := firstFalse(listener.Conditions[:1]); broken != nil {
+			own = condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, string(gatewayv1.ListenerReasonInvalid), broken.Message)
+		}
+		status.Listeners = append(status.Listeners, gatewayv1.ListenerStatus{
+			Name:           gatewayv1.SectionName(listener.Name),
+			SupportedKinds: append([]gatewayv1.RouteGroupKind{}, listener.SupportedKinds...),
+			AttachedRoutes: listener.AttachedRoutes,
+			Conditions:     at(gw.Generation, append(slices.Clone(listener.Conditions), own)),
+		})
+	}
+	return status
+}
+
+func programmedCondition(gateway Key, progress Progress) metav1.Condition {
+	switch {
+	case progress.Refused != "":
+		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonRefused, fmt.Sprintf(
+			"Envoy refused the newest configuration of Gateway %s and keeps serving the previous one: %s", gateway, progress.Refused))
+	case progress.Pods == 0:
+		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonNoGatewayPods, fmt.Sprintf(
+			"no pod of Gateway %s is connected to the operator: see its Deployment", gateway))
+	case progress.Acknowledged < progress.Pods:
+		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonWaiting, fmt.Sprintf(
+			"%d of %d pods of Gateway %s have acknowledged the newest configuration", progress.Acknowledged, progress.Pods, gateway))
+	default:
+		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionTrue, string(gatewayv1.GatewayReasonProgrammed),
+			fmt.Sprintf("every connected pod of Gateway %s has acknowledged the newest configuration", gateway))
+	}
+}
+
+// ready sums up: the first condition that is not True, or that all are.
+func ready(conditions []metav1.Condition) metav1.Condition {
+	if broken := firstFalse(conditions); broken != nil {
+		return condition(v1alpha1.ConditionReady, metav1.ConditionFalse, broken.Reason, broken.Message)
+	}
+	return condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "accepted, resolved and programmed")
+}
+
+func firstFalse(conditions []metav1.Condition) *metav1.Condition {
+	for i := range conditions {
+		if conditions[i].Status == metav1.ConditionFalse {
+			return &conditions[i]
+		}
+	}
+	return nil
+}
+
+func observeRoute(route RouteStatus, o Observations) v1alpha1.ServiceRouteStatus {
+	var status v1alpha1.ServiceRouteStatus
+	var all []metav1.Condition
+	for _, parent := range route.Parents {
+		conditions := slices.Clone(parent.Conditions)
+		// Accepted comes first: that a route is not attached matters more than
+		// that one of its backends is missing.
+		slices.SortStableFunc(conditions, func(a, b metav1.Condition) int { return cmp.Compare(a.Type, b.Type) })
+		if parent.Gateway != nil {
+			conditions = append(conditions, programmedCondition(*parent.Gateway, o.RouteProgress(*parent.Gateway, route.Key)))
+		}
+		all = append(all, conditions...)
+		status.Parents = append(status.Parents, gatewayv1.RouteParentStatus{
+			ParentRef:      parent.Ref,
+			ControllerName: v1alpha1.ControllerName,
+			Conditions:     at(route.Generation, conditions),
+		})
+	}
+	slices.SortStableFunc(all, func(a, b metav1.Condition) int {
+		return cmp.Compare(conditionRank(a.Type), conditionRank(b.Type))
+	})
+	if len(route.Parents) > 0 {
+		summed := ready(all)
+		if i := slices.IndexFunc(all, func(c metav1.Condition) bool { return c.Type == v1alpha1.ConditionPartiallyInvalid }); summed.Status == metav1.ConditionTrue && i >= 0 {
+			summed = condition(v1alpha1.ConditionReady, metav1.ConditionFalse, all[i].Reason, all[i].Message)
+		}
+		status.Conditions = at(route.Generation, []metav1.Condition{summed})
+	}
+	return status
+}
+
+// conditionRank puts what has to be mended first in front.
+func conditionRank(kind string) int {
+	return slices.Index([]string{
+		v1alpha1.ConditionAccepted, v1alpha1.ConditionResolvedRefs,
+		v1alpha1.ConditionProgrammed, v1alpha1.ConditionPartiallyInvalid,
+	}, kind)
+}
+
+func meshRoute(route RouteStatus, status v1alpha1.ServiceRouteStatus, o Observations) v1alpha1.MeshRouteStatus {
+	mesh := v1alpha1.MeshRouteStatus{Conditions: slices.Clone(status.Conditions)}
+	mesh.Display.Hosts = abbreviated(route.Hosts)
+
+	var programmed Progress
+	for _, parent := range route.Parents {
+		if parent.Gateway == nil {
+			continue
+		}
+		progress := o.RouteProgress(*parent.Gateway, route.Key)
+		gateway := v1alpha1.MeshRouteGateway{
+			Namespace:      gatewayv1.Namespace(parent.Gateway.Namespace),
+			Name:           gatewayv1.ObjectName(parent.Gateway.Name),
+			Pods:           int32(progress.Pods),
+			ProgrammedPods: int32(progress.Acknowledged),
+		}
+		if slices.ContainsFunc(mesh.Gateways, func(g v1alpha1.MeshRouteGateway) bool {
+			return g.Namespace == gateway.Namespace && g.Name == gateway.Name
+		}) {
+			continue // two parentRefs to listeners of one Gateway
+		}
+		programmed.Pods += progress.Pods
+		programmed.Acknowledged += progress.Acknowledged
+		mesh.Gateways = append(mesh.Gateways, gateway)
+	}
+	mesh.Display.Programmed = programmed.String()
+
+	var readyEndpoints, endpoints int
+	var empty []string
+	for _, backend := range route.Backends {
+		shown := v1alpha1.MeshRouteBackend{
+			Namespace: gatewayv1.Namespace(backend.Service.Namespace),
+			Name:      gatewayv1.ObjectName(backend.Service.Name),
+			Port:      backend.Port,
+		}
+		if cluster := backend.Cluster; cluster != nil {
+			if cluster.DNSName != "" {
+				shown.Endpoints, shown.ReadyEndpoints = -1, -1
+			} else {
+				set := o.Endpoints[cluster.Name]
+				shown.Endpoints, shown.ReadyEndpoints = int32(set.Total), int32(set.Ready)
+				readyEndpoints += set.Ready
+				endpoints += set.Total
+				if len(set.Serving) == 0 && !backend.Idle {
+					empty = append(empty, fmt.Sprintf("Service %s has no ready endpoint on port %s: requests to it get 503", backend.Service, backend.Port))
+				}
+			}
+		}
+		mesh.Backends = append(mesh.Backends, shown)
+	}
+	if len(route.Backends) > 0 {
+		mesh.Display.Endpoints = fmt.Sprintf("%d/%d", readyEndpoints, endpoints)
+	}
+
+	if len(mesh.Conditions) == 1 && mesh.Conditions[0].Status == metav1.ConditionTrue {
+		message := "serving"
+		mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, message)
+		if len(empty) > 0 {
+			mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonNoEndpoints, joined(empty))
+		}
+		mesh.Conditions = at(route.Generation, mesh.Conditions)
+	}
+	return mesh
+}
+
+func abbreviated(hosts []string) string {
+	switch len(hosts) {
+	case 0:
+		return ""
+	case 1:
+		return hosts[0]
+	default:
+		return hosts[0] + " +" + strconv.Itoa(len(hosts)-1)
+	}
+}
+
+type namedStatus struct {
+	name   string
+	status v1alpha1.MeshRouteStatus
+}
+
+// summary sums up the routes of a namespace.
+func summary(routes []namedStatus) v1alpha1.MeshRouteStatus {
+	sum := v1alpha1.MeshRouteSummary{Routes: int32(len(routes))}
+	var broken []string
+	for _, route := range routes {
+		if len(route.status.Conditions) > 0 && route.status.Conditions[0].Status == metav1.ConditionTrue {
+			sum.ReadyRoutes++
+			continue
+		}
+		broken = append(broken, route.name)
+	}
+	message := fmt.Sprintf("%d of %d routes ready", sum.ReadyRoutes, sum.Routes)
+	status, reason := metav1.ConditionTrue, v1alpha1.ReasonReady
+	if len(broken) > 0 {
+		slices.Sort(broken)
+		const most = 3
+		named := broken
+		if len(named) > most {
+			named = append(slices.Clone(named[:most]), "...")
+		}
+		status, reason = metav1.ConditionFalse, v1alpha1.ReasonRoutesNotReady
+		message += "; not ready: " + strings.Join(named, ", ")
+	}
+	return v1alpha1.MeshRouteStatus{
+		Conditions: []metav1.Condition{condition(v1alpha1.ConditionReady, status, reason, message)},
+		Summary:    &sum,
+	}
+}
+
+// MergeConditions gives new conditions their times: that of the old condition
+// of the same type and status, or else now.
+func MergeConditions(old, updated []metav1.Condition, now metav1.Time) []metav1.Condition {
+	merged := slices.Clone(updated)
+	for i := range merged {
+		merged[i].LastTransitionTime = now
+		for _, before := range old {
+			if before.Type == merged[i].Type && before.Status == merged[i].Status {
+				merged[i].LastTransitionTime = before.LastTransitionTime
+			}
+		}
+	}
+	return merged
+}

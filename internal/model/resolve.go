@@ -1,0 +1,200 @@
+package model
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+)
+
+// resolve looks up the backends of every rule, and says in the condition
+// ResolvedRefs which cannot be.
+func (b *builder) resolve(source *v1alpha1.ServiceRoute) ([]rule, metav1.Condition) {
+	var problems []string
+	reason := string(gatewayv1.RouteReasonResolvedRefs)
+	rules := make([]rule, len(source.Spec.Rules))
+	for i := range source.Spec.Rules {
+		from := &source.Spec.Rules[i]
+		to := rule{name: string(from.Name), matches: matchesOf(from)}
+		if direct := from.DirectResponse; direct != nil {
+			if direct.Type == v1alpha1.DirectResponseStubStatus {
+				to.route.StubStatus = true
+			} else {
+				to.route.Response = responseOf(direct)
+			}
+			rules[i] = to
+			continue
+		}
+		to.route.Timeout = timeoutOf(from.Timeouts)
+		if from.Rewrite != nil {
+			to.route.PrefixRewrite = from.Rewrite.PathPrefix
+		}
+		for _, backend := range from.Backends {
+			service := Key{
+				Namespace: string(valueOr(backend.Namespace, gatewayv1.Namespace(source.Namespace))),
+				Name:      string(backend.Name),
+			}
+			weight := uint32(max(valueOr(backend.Weight, 1), 0))
+			cluster, why, problem := b.backend(source.Namespace, service, backend.Port)
+			if problem != "" {
+				consequence := " (requests to it get 500)"
+				if weight == 0 {
+					consequence = " (its weight is 0: no request goes to it)"
+				}
+				problems = append(problems, fmt.Sprintf("rule %q: %s%s", from.Name, problem, consequence))
+				if len(problems) == 1 {
+					reason = why
+				}
+			}
+			share := WeightedCluster{Cluster: MissingCluster, Weight: weight}
+			if cluster != nil {
+				share.Cluster = cluster.Name
+				to.clusters = append(to.clusters, *cluster)
+			}
+			if weight > 0 {
+				to.route.Backends = append(to.route.Backends, share)
+			}
+			to.backends = append(to.backends, BackendStatus{
+				Service: service, Port: backend.Port.String(), Cluster: cluster, Idle: weight == 0,
+			})
+		}
+		rules[i] = to
+	}
+	if len(problems) > 0 {
+		return rules, condition(v1alpha1.ConditionResolvedRefs, metav1.ConditionFalse, reason, joined(problems))
+	}
+	return rules, condition(v1alpha1.ConditionResolvedRefs, metav1.ConditionTrue, reason, "all backends resolve")
+}
+
+// backend finds the Service port of a backend, or the reason and the problem
+// for which it cannot be used.
+func (b *builder) backend(from string, key Key, port intstr.IntOrString) (cluster *Cluster, reason, problem string) {
+	if key.Namespace != from && !b.granted(from, key) {
+		// Said before it is known whether the Service exists: nobody learns of
+		// other namespaces' Services what they were not granted.
+		return nil, string(gatewayv1.RouteReasonRefNotPermitted), fmt.Sprintf(
+			"Service %s is in another namespace, and no ReferenceGrant there lets ServiceRoutes of namespace %s refer to it: create one there", key, from)
+	}
+	service := b.services[key]
+	if service == nil {
+		return nil, string(gatewayv1.RouteReasonBackendNotFound), fmt.Sprintf(
+			"Service %s does not exist: create it or correct the backend's name", key)
+	}
+	external := service.Spec.Type == corev1.ServiceTypeExternalName
+	if external && service.Spec.ExternalName == "" {
+		return nil, v1alpha1.ReasonUnsupportedService, fmt.Sprintf(
+			"Service %s is of type ExternalName and has no spec.externalName: set it", key)
+	}
+	otherProtocol := corev1.Protocol("")
+	for i := range service.Spec.Ports {
+		have := &service.Spec.Ports[i]
+		if port.Type == intstr.Int && have.Port != port.IntVal || port.Type == intstr.String && have.Name != port.StrVal {
+			continue
+		}
+		if have.Protocol != corev1.ProtocolTCP && have.Protocol != "" {
+			otherProtocol = have.Protocol // the same number may be there for TCP, too
+			continue
+		}
+		return clusterOf(service, have), "", ""
+	}
+	if otherProtocol != "" {
+		return nil, v1alpha1.ReasonUnsupportedService, fmt.Sprintf(
+			"port %s of Service %s is %s: only TCP ports can be routed to", port.String(), key, otherProtocol)
+	}
+	if external && port.Type == intstr.Int {
+		// Its ports need not be listed: they are whatever the host has.
+		return clusterOf(service, &corev1.ServicePort{Port: port.IntVal}), "", ""
+	}
+	return nil, v1alpha1.ReasonPortNotFound, fmt.Sprintf(
+		"Service %s has no TCP port %s, it has %s: correct the backend's port", key, port.String(), portList(service))
+}
+
+func clusterOf(service *corev1.Service, port *corev1.ServicePort) *Cluster {
+	key := keyOf(service)
+	cluster := &Cluster{
+		Name:    key.Namespace + "/" + key.Name + "/" + strconv.Itoa(int(port.Port)),
+		Service: key,
+		Port:    ServicePort{Name: port.Name, Number: port.Port},
+	}
+	// Settings are a part of the name, so that a cluster whose settings change
+	// is a new one beside the old: requests move over once it is warm.
+	if port.AppProtocol != nil && *port.AppProtocol == "kubernetes.io/h2c" {
+		cluster.HTTP2 = true
+		cluster.Name += "/h2c"
+	}
+	if service.Spec.Type == corev1.ServiceTypeExternalName {
+		cluster.Port.Name = "" // no EndpointSlice to join
+		cluster.DNSName = service.Spec.ExternalName
+		cluster.Name += "/dns/" + cluster.DNSName
+	}
+	return cluster
+}
+
+func portList(service *corev1.Service) string {
+	if len(service.Spec.Ports) == 0 {
+		return "none"
+	}
+	var text strings.Builder
+	for i, port := range service.Spec.Ports {
+		if i > 0 {
+			text.WriteString(", ")
+		}
+		text.WriteString(strconv.Itoa(int(port.Port)))
+		if port.Name != "" {
+			text.WriteString(" (" + port.Name + ")")
+		}
+		if port.Protocol != corev1.ProtocolTCP && port.Protocol != "" {
+			text.WriteString(" " + string(port.Protocol))
+		}
+	}
+	return text.String()
+}
+
+// granted tells whether a ReferenceGrant lets ServiceRoutes of a namespace
+// refer to a Service.
+func (b *builder) granted(from string, to Key) bool {
+	for _, grant := range b.grants[to.Namespace] {
+		allowed := slices.ContainsFunc(grant.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
+			return string(f.Group) == v1alpha1.GroupVersion.Group && f.Kind == "ServiceRoute" && string(f.Namespace) == from
+		})
+		if allowed && slices.ContainsFunc(grant.Spec.To, func(t gatewayv1.ReferenceGrantTo) bool {
+			return t.Group == "" && t.Kind == "Service" && (t.Name == nil || string(*t.Name) == to.Name)
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+// backendStatuses lists each Service port of the rules once, sorted, also where
+// one rule names the port and another gives its number.
+func backendStatuses(rules []rule) []BackendStatus {
+	var all []BackendStatus
+	for _, rule := range rules {
+		all = append(all, rule.backends...)
+	}
+	slices.SortFunc(all, func(a, b BackendStatus) int {
+		return cmp.Or(compareKeys(a.Service, b.Service), cmp.Compare(a.Port, b.Port))
+	})
+	var once []BackendStatus
+	for _, backend := range all {
+		i := slices.IndexFunc(once, func(b BackendStatus) bool {
+			same := b.Cluster != nil && backend.Cluster != nil && b.Cluster.Name == backend.Cluster.Name
+			return b.Service == backend.Service && (same || b.Port == backend.Port)
+		})
+		if i < 0 {
+			once = append(once, backend)
+			continue
+		}
+		once[i].Idle = once[i].Idle && backend.Idle
+	}
+	return once
+}

@@ -1,0 +1,182 @@
+package workload
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	appsv1ac "k8s.io/client-go/applyconfigurations/apps/v1"
+	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
+	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
+
+	"meshroute.io/meshroute/internal/model"
+)
+
+// Places in a gateway pod.
+const (
+	runDir    = "/run/meshroute"             // Unix sockets between Envoy and agent
+	stateDir  = "/var/lib/meshroute"         // the agent's last good configuration
+	configDir = "/etc/meshroute"             // ConfigMap: bootstrap and roots
+	tokenDir  = "/var/run/secrets/meshroute" //nolint:gosec // a path, not a credential
+
+	// XDSSocket, PagesSocket and AdminSocket are where Envoy and agent find
+	// each other.
+	XDSSocket   = runDir + "/xds.sock"
+	PagesSocket = runDir + "/pages.sock"
+	AdminSocket = runDir + "/admin.sock"
+
+	bootstrapFile = "envoy.json"
+	rootsFile     = "ca.crt"
+
+	// agentPort serves the probes of a gateway pod.
+	agentPort = 19001
+
+	// nonRoot is the user that distroless images call nonroot.
+	nonRoot = 65532
+)
+
+// Deployment runs the pods of a gateway: Envoy, and the agent that configures
+// it. bootstrap is what Envoy starts from.
+func Deployment(gw model.Gateway, options Options, bootstrap string) *appsv1ac.DeploymentApplyConfiguration {
+	podLabels := labels(gw)
+	annotations := map[string]string{"kubectl.kubernetes.io/default-container": "envoy"}
+	maps.Copy(annotations, gw.Infrastructure.Annotations)
+	// Envoy reads its bootstrap once: another bootstrap needs other pods.
+	sum := sha256.Sum256([]byte(bootstrap))
+	annotations["meshroute.io/bootstrap-hash"] = hex.EncodeToString(sum[:8])
+
+	return appsv1ac.Deployment(nameOf(gw), gw.Namespace).
+		WithLabels(podLabels).
+		WithAnnotations(gw.Infrastructure.Annotations).
+		WithOwnerReferences(owner(gw)).
+		WithSpec(appsv1ac.DeploymentSpec().
+			WithReplicas(gw.Infrastructure.Replicas).
+			WithSelector(metav1ac.LabelSelector().WithMatchLabels(selector(gw))).
+			WithStrategy(appsv1ac.DeploymentStrategy().
+				WithRollingUpdate(appsv1ac.RollingUpdateDeployment().
+					// A new pod serves before an old one goes.
+					WithMaxUnavailable(intstr.FromInt32(0)).
+					WithMaxSurge(intstr.FromString("25%")))).
+			WithTemplate(corev1ac.PodTemplateSpec().
+				WithLabels(podLabels).
+				WithAnnotations(annotations).
+				WithSpec(podSpec(gw, options))))
+}
+
+func podSpec(gw model.Gateway, options Options) *corev1ac.PodSpecApplyConfiguration {
+	return corev1ac.PodSpec().
+		WithServiceAccountName(nameOf(gw)).
+		WithAutomountServiceAccountToken(false).
+		WithSecurityContext(corev1ac.PodSecurityContext().
+			WithRunAsNonRoot(true).
+			WithRunAsUser(nonRoot).
+			WithRunAsGroup(nonRoot).
+			WithFSGroup(nonRoot).
+			WithSeccompProfile(corev1ac.SeccompProfile().WithType(corev1.SeccompProfileTypeRuntimeDefault))).
+		WithTopologySpreadConstraints(corev1ac.TopologySpreadConstraint().
+			WithMaxSkew(1).
+			WithTopologyKey(corev1.LabelHostname).
+			WithWhenUnsatisfiable(corev1.ScheduleAnyway).
+			WithLabelSelector(metav1ac.LabelSelector().WithMatchLabels(selector(gw)))).
+		WithContainers(agentContainer(gw, options), envoyContainer(gw, options)).
+		WithVolumes(
+			emptyDir("run", "16Mi", corev1.StorageMediumMemory),
+			emptyDir("state", "512Mi", corev1.StorageMediumDefault),
+			corev1ac.Volume().WithName("config").WithConfigMap(corev1ac.ConfigMapVolumeSource().WithName(nameOf(gw))),
+			corev1ac.Volume().WithName("token").WithProjected(corev1ac.ProjectedVolumeSource().WithSources(
+				corev1ac.VolumeProjection().WithServiceAccountToken(corev1ac.ServiceAccountTokenProjection().
+					WithPath("token").WithAudience(TokenAudience).WithExpirationSeconds(3600)))),
+		)
+}
+
+func envoyContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyConfiguration {
+	arguments := []string{
+		"--config-path", configDir + "/" + bootstrapFile,
+		"--service-node", "$(POD_NAME)",
+		"--disable-hot-restart",
+		"--log-level", "warn",
+	}
+	if limit, ok := gw.Infrastructure.Resources.Limits[corev1.ResourceCPU]; ok {
+		// One worker for each core it may use, rather than for each it sees.
+		arguments = append(arguments, "--concurrency", strconv.FormatInt(max(1, limit.Value()), 10))
+	}
+	container := container("envoy", options.EnvoyImage, gw.Infrastructure.Resources).
+		WithCommand("envoy").
+		WithArgs(arguments...).
+		WithVolumeMounts(mount("run", runDir), mount("config", configDir).WithReadOnly(true))
+	for _, port := range gw.Ports {
+		container.WithPorts(corev1ac.ContainerPort().
+			WithName(portName(port)).WithContainerPort(port.Bind).WithProtocol(corev1.ProtocolTCP))
+	}
+	return container
+}
+
+func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyConfiguration {
+	resources := corev1.ResourceRequirements{Requests: corev1.ResourceList{
+		corev1.ResourceCPU:    resource.MustParse("10m"),
+		corev1.ResourceMemory: resource.MustParse("32Mi"),
+	}}
+	probe := func(path string) *corev1ac.ProbeApplyConfiguration {
+		return corev1ac.Probe().WithHTTPGet(corev1ac.HTTPGetAction().
+			WithPath(path).WithPort(intstr.FromInt32(agentPort)))
+	}
+	return container("agent", options.AgentImage, resources).
+		WithCommand("/gateway-agent").
+		WithArgs(
+			"--gateway", gw.Key.String(),
+			"--pod", "$(POD_NAME)",
+			"--xds-address", options.XDSAddress,
+			"--certificate-url", options.CertificateURL,
+			"--server-name", options.ServerName,
+			"--roots", configDir+"/"+rootsFile,
+			"--token", tokenDir+"/token",
+			"--state-dir", stateDir,
+			"--xds-socket", XDSSocket,
+			"--pages-socket", PagesSocket,
+			"--admin-socket", AdminSocket,
+			"--probe-address", ":"+strconv.Itoa(agentPort),
+		).
+		WithVolumeMounts(
+			mount("run", runDir),
+			mount("state", stateDir),
+			mount("config", configDir).WithReadOnly(true),
+			mount("token", tokenDir).WithReadOnly(true),
+		).
+		WithPorts(corev1ac.ContainerPort().WithName("probes").WithContainerPort(agentPort).WithProtocol(corev1.ProtocolTCP)).
+		WithStartupProbe(probe("/livez").WithPeriodSeconds(1).WithFailureThreshold(60)).
+		WithLivenessProbe(probe("/livez").WithPeriodSeconds(10).WithFailureThreshold(3)).
+		WithReadinessProbe(probe("/readyz").WithPeriodSeconds(2).WithFailureThreshold(2))
+}
+
+func container(name, image string, resources corev1.ResourceRequirements) *corev1ac.ContainerApplyConfiguration {
+	requirements := corev1ac.ResourceRequirements()
+	if resources.Requests != nil {
+		requirements.WithRequests(resources.Requests)
+	}
+	if resources.Limits != nil {
+		requirements.WithLimits(resources.Limits)
+	}
+	return corev1ac.Container().
+		WithName(name).
+		WithImage(image).
+		WithEnv(corev1ac.EnvVar().WithName("POD_NAME").WithValueFrom(corev1ac.EnvVarSource().
+			WithFieldRef(corev1ac.ObjectFieldSelector().WithFieldPath("metadata.name")))).
+		WithResources(requirements).
+		WithSecurityContext(corev1ac.SecurityContext().
+			WithAllowPrivilegeEscalation(false).
+			WithReadOnlyRootFilesystem(true).
+			WithCapabilities(corev1ac.Capabilities().WithDrop("ALL")))
+}
+
+func mount(volume, path string) *corev1ac.VolumeMountApplyConfiguration {
+	return corev1ac.VolumeMount().WithName(volume).WithMountPath(path)
+}
+
+func emptyDir(name, limit string, medium corev1.StorageMedium) *corev1ac.VolumeApplyConfiguration {
+	return corev1ac.Volume().WithName(name).WithEmptyDir(corev1ac.EmptyDirVolumeSource().
+		WithMedium(medium).WithSizeLimit(resource.MustParse(limit)))
+}
