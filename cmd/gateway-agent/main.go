@@ -1,0 +1,73 @@
+// Command gateway-agent runs beside Envoy in a gateway pod: see package agent.
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+
+	"meshroute.io/meshroute/internal/agent"
+)
+
+// version is set when a release is built.
+var version = "dev"
+
+func main() {
+	if err := command().Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "gateway-agent:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	var (
+		options agent.Options
+		gateway string
+	)
+	command := &cobra.Command{
+		Use:           "gateway-agent",
+		Short:         "Configures the Envoy beside it, and answers for its pod",
+		Args:          cobra.NoArgs,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(command *cobra.Command, _ []string) error {
+			namespace, name, found := strings.Cut(gateway, "/")
+			if !found {
+				return fmt.Errorf("--gateway %q must be namespace/name", gateway)
+			}
+			options.Gateway.Namespace, options.Gateway.Name = namespace, name
+			options.Log = logr.FromSlogHandler(slog.NewJSONHandler(os.Stderr, nil)).
+				WithValues("gateway", gateway, "pod", options.Gateway.Pod)
+			ctx, stop := signal.NotifyContext(command.Context(), syscall.SIGTERM, os.Interrupt)
+			defer stop()
+			return agent.Run(ctx, options)
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&gateway, "gateway", "", "the Gateway that this pod belongs to, as namespace/name")
+	flags.StringVar(&options.Gateway.Pod, "pod", "", "the name of this pod")
+	flags.StringVar(&options.XDSAddress, "xds-address", "", "host:port where managers serve configuration")
+	flags.StringVar(&options.CertificateURL, "certificate-url", "", "https://host:port where managers sign certificates")
+	flags.StringVar(&options.ServerName, "server-name", "", "the name in the managers' certificates")
+	flags.StringVar(&options.RootsFile, "roots", "", "file of PEM certificates that managers' are checked against")
+	flags.StringVar(&options.TokenFile, "token", "", "file of the token that proves who this agent is")
+	flags.StringVar(&options.StateDir, "state-dir", "", "folder that keeps the last good configuration")
+	flags.StringVar(&options.XDSSocket, "xds-socket", "", "Unix socket on which Envoy gets its configuration")
+	flags.StringVar(&options.PagesSocket, "pages-socket", "", "Unix socket on which Envoy gets pages")
+	flags.StringVar(&options.AdminSocket, "admin-socket", "", "Unix socket of Envoy's admin interface")
+	flags.StringVar(&options.ProbeAddress, "probe-address", "", "host:port for /livez and /readyz")
+	for _, required := range []string{
+		"gateway", "pod", "xds-address", "certificate-url", "server-name", "roots", "token",
+		"state-dir", "xds-socket", "pages-socket", "admin-socket",
+	} {
+		_ = command.MarkFlagRequired(required)
+	}
+	return command
+}

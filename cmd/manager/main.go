@@ -1,0 +1,35 @@
+// Command manager is meshroute's operator: it reads routes and gateways from a
+// cluster, runs the gateways and configures them. Its subcommand standalone does
+// the same for files and local processes, without a cluster.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+
+	ctrl "sigs.k8s.io/controller-runtime"
+)
+
+// version is set when a release is built.
+var version = "dev"
+
+func main() {
+	ctrl.SetLogger(zap.New())
+	root := operatorCommand()
+	root.AddCommand(standaloneCommand())
+	if err := root.ExecuteContext(ctrl.SetupSignalHandler()); err != nil {
+		fmt.Fprintln(os.Stderr, "manager:", err)
+		os.Exit(1)
+	}
+}
+
+func newCommand(use, short string, run func(*cobra.Command) error) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Version: version,
+		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
+		RunE: func(command *cobra.Command, _ []string) error { return run(command) },
+	}
+}

@@ -1,0 +1,248 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+
+	"github.com/spf13/cobra"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+	"meshroute.io/meshroute/controllers"
+	"meshroute.io/meshroute/internal/dataplane"
+	"meshroute.io/meshroute/internal/identity"
+	"meshroute.io/meshroute/internal/workload"
+	"meshroute.io/meshroute/internal/xds"
+)
+
+type operatorOptions struct {
+	namespace      string
+	service        string
+	xdsBind        string
+	certBind       string
+	probeBind      string
+	metricsBind    string
+	leaderElection bool
+	envoyImage     string
+	agentImage     string
+}
+
+func operatorCommand() *cobra.Command {
+	var options operatorOptions
+	command := newCommand("manager", "meshroute's operator", func(command *cobra.Command) error {
+		return runOperator(command.Context(), options)
+	})
+	command.Long = "Runs gateways as routes say. The API server is found by --kubeconfig, the variable KUBECONFIG, or the pod's own service account."
+	flags := command.Flags()
+	flags.StringVar(&options.namespace, "namespace", cmp.Or(os.Getenv("POD_NAMESPACE"), "meshroute-system"), "namespace that the operator runs in")
+	flags.StringVar(&options.service, "service", "", "host by which agents reach this operator (default meshroute-manager.<namespace>.svc)")
+	flags.StringVar(&options.xdsBind, "xds-bind-address", ":18000", "where agents get configuration, over mutual TLS")
+	flags.StringVar(&options.certBind, "certificate-bind-address", ":18001", "where agents get their certificates")
+	flags.StringVar(&options.probeBind, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served")
+	flags.StringVar(&options.metricsBind, "metrics-bind-address", "0", "where metrics are served without authentication; 0 is nowhere")
+	flags.BoolVar(&options.leaderElection, "leader-elect", false, "let one replica of several write to the API")
+	flags.StringVar(&options.envoyImage, "envoy-image", "envoyproxy/envoy:distroless-v1.40.0", "image of gateways' Envoy")
+	flags.StringVar(&options.agentImage, "agent-image", "meshroute:latest", "image of gateways' agent, usually the operator's own")
+	return command
+}
+
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, gatewayv1.Install, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	return scheme, nil
+}
+
+func runOperator(ctx context.Context, options operatorOptions) error {
+	options.service = cmp.Or(options.service, "meshroute-manager."+options.namespace+".svc")
+	log := ctrl.Log.WithName("operator")
+	scheme, err := newScheme()
+	if err != nil {
+		return err
+	}
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("find the API server: %w", err)
+	}
+	// The API server has its own means against too many requests (priority and
+	// fairness); a limit here only makes statuses late.
+	config.QPS = -1
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme:                        scheme,
+		HealthProbeBindAddress:        options.probeBind,
+		Metrics:                       metricsserver.Options{BindAddress: options.metricsBind},
+		LeaderElection:                options.leaderElection,
+		LeaderElectionID:              "meshroute-manager",
+		LeaderElectionNamespace:       options.namespace,
+		LeaderElectionReleaseOnCancel: true,
+		Cache:                         cacheOptions(),
+	})
+	if err != nil {
+		return fmt.Errorf("connect to the API server: %w", err)
+	}
+
+	toStatus, toGateways := make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1)
+	statusChanged := func() { ring(toStatus) }
+	server := xds.NewServer(peer, ctrl.Log.WithName("xds"))
+	server.OnAcks = func(xds.Gateway) { statusChanged() }
+	plane := dataplane.New(server)
+	gatewaysChanged := func() { ring(toGateways) }
+
+	direct, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return err
+	}
+	authority, err := controllers.LoadAuthority(ctx, direct, options.namespace, clock.RealClock{}, gatewaysChanged)
+	if err != nil {
+		return err
+	}
+
+	built := make(chan struct{})
+	xdsPort, certPort := portOf(options.xdsBind), portOf(options.certBind)
+	for _, setup := range []func() error{
+		func() error {
+			return (&controllers.DataplaneReconciler{
+				Client: mgr.GetClient(), Dataplane: plane, Built: built,
+				Changed: func() { statusChanged(); gatewaysChanged() },
+			}).SetupWithManager(ctx, mgr)
+		},
+		func() error {
+			return (&controllers.GatewayReconciler{
+				Client: mgr.GetClient(), Dataplane: plane, Changed: toGateways,
+				Options: func() workload.Options {
+					return workload.Options{
+						EnvoyImage: options.envoyImage, AgentImage: options.agentImage,
+						XDSAddress:     net.JoinHostPort(options.service, xdsPort),
+						CertificateURL: "https://" + net.JoinHostPort(options.service, certPort),
+						ServerName:     options.service,
+						Roots:          string(authority.RootsPEM()),
+					}
+				},
+			}).SetupWithManager(mgr)
+		},
+		func() error {
+			return (&controllers.StatusReconciler{
+				Client: mgr.GetClient(), Dataplane: plane, Changed: toStatus, Clock: clock.RealClock{},
+			}).SetupWithManager(mgr)
+		},
+		func() error { return mgr.Add(authority) },
+		func() error {
+			return mgr.Add(everyReplica(func(ctx context.Context) error {
+				return whenBuilt(ctx, built, options.xdsBind, func(listener net.Listener) error {
+					return serveXDS(ctx, listener, server, authority.Authority, []string{options.service})
+				})
+			}))
+		},
+		func() error {
+			verify := controllers.VerifyToken(direct, plane)
+			return mgr.Add(everyReplica(func(ctx context.Context) error {
+				return whenBuilt(ctx, built, options.certBind, func(listener net.Listener) error {
+					return serveCertificates(ctx, listener, authority.Authority, verify, []string{options.service})
+				})
+			}))
+		},
+		func() error { return mgr.AddHealthzCheck("ping", healthz.Ping) },
+		func() error {
+			return mgr.AddReadyzCheck("built", func(*http.Request) error {
+				select {
+				case <-built:
+					return nil
+				default:
+					return errors.New("the configuration is not built yet")
+				}
+			})
+		},
+	} {
+		if err := setup(); err != nil {
+			return err
+		}
+	}
+	log.Info("Starting", "version", version, "namespace", options.namespace, "service", options.service)
+	return mgr.Start(ctx)
+}
+
+// ring wakes up who reads from the channel. One ring that was not yet heard is
+// as good as two.
+func ring(bell chan<- event.GenericEvent) {
+	select {
+	case bell <- event.GenericEvent{Object: &gatewayv1.Gateway{}}:
+	default:
+	}
+}
+
+// cacheOptions keep out of memory what is not this operator's: of the kinds
+// that it makes, it watches only what it has made.
+func cacheOptions() cache.Options {
+	made := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{workload.LabelManagedBy: workload.ManagedBy})}
+	return cache.Options{
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.ConfigMap{}:             made,
+			&corev1.ServiceAccount{}:        made,
+			&appsv1.Deployment{}:            made,
+			&policyv1.PodDisruptionBudget{}: made,
+		},
+		DefaultTransform: cache.TransformStripManagedFields(),
+	}
+}
+
+func portOf(address string) string {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	return port
+}
+
+// peer tells which gateway pod is at the other end of an xDS stream.
+func peer(ctx context.Context) (xds.Peer, error) {
+	id, err := identity.PeerGateway(ctx)
+	if err != nil {
+		return xds.Peer{}, err
+	}
+	return xds.Peer{Gateway: xds.Gateway{Namespace: id.Namespace, Name: id.Name}, Pod: id.Pod}, nil
+}
+
+// everyReplica is a Runnable that needs no leader election.
+type everyReplica func(context.Context) error
+
+func (run everyReplica) Start(ctx context.Context) error { return run(ctx) }
+func (everyReplica) NeedLeaderElection() bool            { return false }
+
+var _ manager.LeaderElectionRunnable = everyReplica(nil)
+
+// whenBuilt serves an address once there is something to serve: until then
+// agents find nobody, keep what they have and try the next replica.
+func whenBuilt(ctx context.Context, built <-chan struct{}, address string, serve func(net.Listener) error) error {
+	select {
+	case <-built:
+	case <-ctx.Done():
+		return nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("serve agents: %w", err)
+	}
+	return serve(listener)
+}

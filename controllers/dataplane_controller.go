@@ -1,0 +1,185 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+	"meshroute.io/meshroute/internal/dataplane"
+	"meshroute.io/meshroute/internal/model"
+)
+
+// DataplaneReconciler keeps gateways configured. It runs in every replica, so
+// that agents may connect to any of them.
+type DataplaneReconciler struct {
+	Client    client.Client
+	Dataplane *dataplane.Dataplane
+	// Changed is told whenever something was built or endpoints have changed.
+	// It must not block.
+	Changed func()
+	// Built is closed after the first build: before it, agents are not served.
+	Built chan struct{}
+
+	built bool
+}
+
+// dataplaneRequest asks for the endpoints of one Service, or for everything
+// where it names none.
+type dataplaneRequest struct{ Service model.Key }
+
+// Reconcile builds everything, or updates the endpoints of one Service.
+func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRequest) (ctrl.Result, error) {
+	if request.Service != (model.Key{}) {
+		return ctrl.Result{}, r.endpoints(ctx, request.Service)
+	}
+	in, err := gather(ctx, r.Client)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	var failed error
+	r.Dataplane.Configure(in, func(service model.Key) []*discoveryv1.EndpointSlice {
+		found, err := endpointSlices(ctx, r.Client, service)
+		if err != nil {
+			failed = err
+		}
+		return found
+	})
+	if failed != nil {
+		return ctrl.Result{}, failed
+	}
+	if !r.built {
+		r.built = true
+		close(r.Built)
+	}
+	r.Changed()
+	return ctrl.Result{}, nil
+}
+
+func (r *DataplaneReconciler) endpoints(ctx context.Context, service model.Key) error {
+	found, err := endpointSlices(ctx, r.Client, service)
+	if err != nil {
+		return err
+	}
+	if r.Dataplane.SetEndpoints(service, found) {
+		r.Changed()
+	}
+	return nil
+}
+
+// serviceIndex finds the EndpointSlices of a Service, by namespace/name.
+const serviceIndex = "service"
+
+// endpointSlices reads from the cache, without copying: the result must not be
+// changed.
+func endpointSlices(ctx context.Context, c client.Reader, service model.Key) ([]*discoveryv1.EndpointSlice, error) {
+	var list discoveryv1.EndpointSliceList
+	if err := c.List(ctx, &list, client.UnsafeDisableDeepCopy, client.InNamespace(service.Namespace),
+		client.MatchingFields{serviceIndex: service.Name}); err != nil {
+		return nil, fmt.Errorf("read the EndpointSlices of Service %s: %w", service, err)
+	}
+	return pointers(list.Items), nil
+}
+
+// gather reads everything that Build looks at from the cache, without copying:
+// Build never changes its inputs.
+func gather(ctx context.Context, c client.Reader) (model.Inputs, error) {
+	var (
+		classes    gatewayv1.GatewayClassList
+		gateways   gatewayv1.GatewayList
+		configs    v1alpha1.GatewayConfigList
+		routes     v1alpha1.ServiceRouteList
+		services   corev1.ServiceList
+		grants     gatewayv1.ReferenceGrantList
+		namespaces corev1.NamespaceList
+	)
+	for _, list := range []client.ObjectList{&classes, &gateways, &configs, &routes, &services, &grants, &namespaces} {
+		if err := c.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+			return model.Inputs{}, fmt.Errorf("read %T: %w", list, err)
+		}
+	}
+	return model.Inputs{
+		GatewayClasses:  pointers(classes.Items),
+		Gateways:        pointers(gateways.Items),
+		GatewayConfigs:  pointers(configs.Items),
+		ServiceRoutes:   pointers(routes.Items),
+		Services:        pointers(services.Items),
+		ReferenceGrants: pointers(grants.Items),
+		Namespaces:      pointers(namespaces.Items),
+	}, nil
+}
+
+func pointers[T any](items []T) []*T {
+	out := make([]*T, len(items))
+	for i := range items {
+		out[i] = &items[i]
+	}
+	return out
+}
+
+// SetupWithManager registers the controller.
+func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.Manager) error {
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &discoveryv1.EndpointSlice{}, serviceIndex, func(object client.Object) []string {
+		return []string{object.GetLabels()[discoveryv1.LabelServiceName]}
+	}); err != nil {
+		return err
+	}
+	everything := handler.TypedEnqueueRequestsFromMapFunc(func(context.Context, client.Object) []dataplaneRequest {
+		return []dataplaneRequest{{}}
+	})
+	service := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
+		return []dataplaneRequest{{Service: model.Key{
+			Namespace: object.GetNamespace(), Name: object.GetLabels()[discoveryv1.LabelServiceName],
+		}}}
+	})
+	// Statuses are written by this operator: they are no news to it.
+	spec := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))
+	return builder.TypedControllerManagedBy[dataplaneRequest](mgr).
+		Named("dataplane").
+		Watches(&gatewayv1.GatewayClass{}, everything, spec).
+		Watches(&gatewayv1.Gateway{}, everything, spec).
+		Watches(&v1alpha1.GatewayConfig{}, everything, spec).
+		Watches(&v1alpha1.ServiceRoute{}, everything, spec).
+		Watches(&gatewayv1.ReferenceGrant{}, everything, spec).
+		Watches(&corev1.Namespace{}, everything, builder.WithPredicates(predicate.LabelChangedPredicate{})).
+		Watches(&corev1.Service{}, everything, builder.WithPredicates(serviceSpecChanged)).
+		Watches(&discoveryv1.EndpointSlice{}, service).
+		WatchesRawSource(startSource{}).
+		WithOptions(controller.TypedOptions[dataplaneRequest]{
+			// One at a time: what is built must not be overtaken by what was
+			// read before it.
+			MaxConcurrentReconciles: 1,
+			NeedLeaderElection:      new(false),
+		}).
+		Complete(r)
+}
+
+// startSource asks for everything once, so that a cluster without any object
+// counts as built, too.
+type startSource struct{}
+
+// Start puts the request into the queue.
+func (startSource) Start(_ context.Context, queue workqueue.TypedRateLimitingInterface[dataplaneRequest]) error {
+	queue.Add(dataplaneRequest{})
+	return nil
+}
+
+// serviceSpecChanged drops changes of a Service's status; Services have no
+// generation to tell.
+var serviceSpecChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	before, ok := e.ObjectOld.(*corev1.Service)
+	after, ok2 := e.ObjectNew.(*corev1.Service)
+	return !ok || !ok2 || !sameService(before, after)
+}}

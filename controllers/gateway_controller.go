@@ -1,0 +1,107 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/internal/dataplane"
+	"meshroute.io/meshroute/internal/envoy"
+	"meshroute.io/meshroute/internal/model"
+	"meshroute.io/meshroute/internal/workload"
+)
+
+const workloadOwner = client.FieldOwner("meshroute.io/workload")
+
+// GatewayReconciler keeps the objects that run each gateway as they should be.
+// What is made for a Gateway is owned by it, and goes with it.
+type GatewayReconciler struct {
+	Client    client.Client
+	Dataplane *dataplane.Dataplane
+	// Options returns what all gateways have in common; the roots among it
+	// change with the authority.
+	Options func() workload.Options
+	// Changed names Gateways whose objects may have to be different.
+	Changed <-chan event.GenericEvent
+
+	applier *applier
+}
+
+// Reconcile applies the objects of one Gateway.
+func (r *GatewayReconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
+	for _, gw := range r.Dataplane.Result().Gateways {
+		if gw.Namespace == request.Namespace && gw.Name == request.Name {
+			return ctrl.Result{}, r.applyObjects(ctx, gw)
+		}
+	}
+	return ctrl.Result{}, nil
+}
+
+func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) error {
+	if gw.Infrastructure == nil {
+		return nil // how is not known at the moment, which its status says
+	}
+	options := r.Options()
+	encoded, err := envoy.Bootstrap(envoy.BootstrapOptions{
+		Gateway:     gw.Key,
+		XDSSocket:   workload.XDSSocket,
+		PagesSocket: workload.PagesSocket,
+		AdminSocket: workload.AdminSocket,
+	})
+	if err != nil {
+		return fmt.Errorf("bootstrap of Gateway %s: %w", gw.Key, err)
+	}
+	bootstrap := string(encoded)
+	var failed []error
+	for _, object := range []struct {
+		desired runtime.ApplyConfiguration
+		live    client.Object
+	}{
+		{workload.ServiceAccount(gw), &corev1.ServiceAccount{}},
+		{workload.ConfigMap(gw, options, bootstrap), &corev1.ConfigMap{}},
+		{workload.Service(gw), &corev1.Service{}},
+		{workload.PodDisruptionBudget(gw), &policyv1.PodDisruptionBudget{}},
+		{workload.Deployment(gw, options, bootstrap), &appsv1.Deployment{}},
+	} {
+		// One object that cannot be applied is no reason to leave out another.
+		failed = append(failed, r.applier.apply(ctx, object.desired, object.live))
+	}
+	return errors.Join(failed...)
+}
+
+// SetupWithManager registers the controller.
+func (r *GatewayReconciler) SetupWithManager(mgr manager.Manager) error {
+	r.applier = newApplier(r.Client, workloadOwner)
+	owned := builder.WithPredicates(predicate.Funcs{
+		// What this operator has just made is no news to it.
+		CreateFunc: func(event.CreateEvent) bool { return false },
+		UpdateFunc: func(e event.UpdateEvent) bool {
+			return stateOf(e.ObjectOld) != stateOf(e.ObjectNew)
+		},
+	})
+	return builder.ControllerManagedBy(mgr).
+		Named("gateway").
+		For(&gatewayv1.Gateway{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Owns(&corev1.ServiceAccount{}, owned).
+		Owns(&corev1.ConfigMap{}, owned).
+		Owns(&corev1.Service{}, owned).
+		Owns(&policyv1.PodDisruptionBudget{}, owned).
+		Owns(&appsv1.Deployment{}, owned).
+		WatchesRawSource(source.Channel(r.Changed, &handler.EnqueueRequestForObject{})).
+		Complete(reconcile.Func(r.Reconcile))
+}

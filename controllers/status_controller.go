@@ -1,0 +1,309 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+	"meshroute.io/meshroute/internal/dataplane"
+	"meshroute.io/meshroute/internal/model"
+	"meshroute.io/meshroute/internal/workload"
+)
+
+const statusOwner = client.FieldOwner("meshroute.io/status")
+
+// statusDelay is how long statuses are held back after something changed: what
+// follows from one change (built, acknowledged by one pod, by the next) is then
+// written once.
+const statusDelay = 200 * time.Millisecond
+
+// settleTime is how long a new leader waits for gateway pods to come back to
+// it before it says of a gateway that was programmed that it is not.
+const settleTime = 15 * time.Second
+
+// StatusReconciler writes what was judged and observed: the statuses of
+// GatewayClasses, Gateways and ServiceRoutes, and the MeshRoutes. It writes
+// only what differs from what is there.
+type StatusReconciler struct {
+	Client    client.Client
+	Dataplane *dataplane.Dataplane
+	Clock     clock.PassiveClock
+	// Changed is told whenever a status may have to be different.
+	Changed <-chan event.GenericEvent
+
+	started time.Time
+}
+
+// Reconcile brings all statuses up to date.
+func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl.Result, error) {
+	if r.started.IsZero() {
+		r.started = r.Clock.Now()
+	}
+	addresses, err := r.addresses(ctx)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	observed := r.Dataplane.Observe(addresses)
+	waiting, err := r.unsettled(ctx, observed)
+	if err != nil || waiting {
+		return ctrl.Result{RequeueAfter: time.Second}, err
+	}
+	now := metav1.NewTime(r.Clock.Now())
+	return ctrl.Result{}, errors.Join(
+		r.classes(ctx, observed, now),
+		r.gateways(ctx, observed, now),
+		r.routes(ctx, observed, now),
+		r.meshRoutes(ctx, observed, now),
+	)
+}
+
+type statusRequest struct{}
+
+// unsettled tells whether pods of a gateway that was programmed before this
+// replica became the leader are still to connect.
+func (r *StatusReconciler) unsettled(ctx context.Context, observed model.Observed) (bool, error) {
+	if r.Clock.Since(r.started) > settleTime {
+		return false, nil
+	}
+	var gateways gatewayv1.GatewayList
+	if err := r.Client.List(ctx, &gateways, client.UnsafeDisableDeepCopy); err != nil {
+		return false, fmt.Errorf("read Gateways: %w", err)
+	}
+	for i := range gateways.Items {
+		gw := &gateways.Items[i]
+		status, ours := observed.Gateways[keyOf(gw)]
+		if !ours {
+			continue
+		}
+		now := findCondition(status.Conditions, v1alpha1.ConditionProgrammed)
+		before := findCondition(gw.Status.Conditions, v1alpha1.ConditionProgrammed)
+		if now != nil && now.Reason == v1alpha1.ReasonNoGatewayPods && before != nil && before.Status == metav1.ConditionTrue {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func findCondition(conditions []metav1.Condition, kind string) *metav1.Condition {
+	for i := range conditions {
+		if conditions[i].Type == kind {
+			return &conditions[i]
+		}
+	}
+	return nil
+}
+
+func keyOf(object metav1.Object) model.Key {
+	return model.Key{Namespace: object.GetNamespace(), Name: object.GetName()}
+}
+
+// addresses are those of the gateways' Services.
+func (r *StatusReconciler) addresses(ctx context.Context) (map[model.Key][]gatewayv1.GatewayStatusAddress, error) {
+	found := map[model.Key][]gatewayv1.GatewayStatusAddress{}
+	for _, gw := range r.Dataplane.Result().Gateways {
+		var service corev1.Service
+		key := types.NamespacedName{Namespace: gw.Namespace, Name: workload.Name(gw.Name, gw.Class)}
+		if err := r.Client.Get(ctx, key, &service); err != nil {
+			if client.IgnoreNotFound(err) != nil {
+				return nil, fmt.Errorf("read Service %s: %w", key, err)
+			}
+			continue
+		}
+		found[gw.Key] = serviceAddresses(&service)
+	}
+	return found, nil
+}
+
+func serviceAddresses(service *corev1.Service) []gatewayv1.GatewayStatusAddress {
+	var addresses []gatewayv1.GatewayStatusAddress
+	for _, ingress := range service.Status.LoadBalancer.Ingress {
+		if ingress.IP != "" {
+			addresses = append(addresses, gatewayv1.GatewayStatusAddress{Type: new(gatewayv1.IPAddressType), Value: ingress.IP})
+		}
+		if ingress.Hostname != "" {
+			addresses = append(addresses, gatewayv1.GatewayStatusAddress{Type: new(gatewayv1.HostnameAddressType), Value: ingress.Hostname})
+		}
+	}
+	if len(addresses) == 0 && service.Spec.ClusterIP != "" && service.Spec.ClusterIP != corev1.ClusterIPNone {
+		addresses = append(addresses, gatewayv1.GatewayStatusAddress{Type: new(gatewayv1.IPAddressType), Value: service.Spec.ClusterIP})
+	}
+	return addresses
+}
+
+func (r *StatusReconciler) classes(ctx context.Context, observed model.Observed, now metav1.Time) error {
+	var list gatewayv1.GatewayClassList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("read GatewayClasses: %w", err)
+	}
+	var failed []error
+	for i := range list.Items {
+		object := &list.Items[i]
+		status, ours := observed.Classes[object.Name]
+		if !ours {
+			continue
+		}
+		status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
+		failed = append(failed, r.write(ctx, object, object.Status, status))
+	}
+	return errors.Join(failed...)
+}
+
+func (r *StatusReconciler) gateways(ctx context.Context, observed model.Observed, now metav1.Time) error {
+	var list gatewayv1.GatewayList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("read Gateways: %w", err)
+	}
+	var failed []error
+	for i := range list.Items {
+		object := &list.Items[i]
+		status, ours := observed.Gateways[keyOf(object)]
+		if !ours {
+			continue
+		}
+		status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
+		for l := range status.Listeners {
+			var before []metav1.Condition
+			for _, listener := range object.Status.Listeners {
+				if listener.Name == status.Listeners[l].Name {
+					before = listener.Conditions
+				}
+			}
+			status.Listeners[l].Conditions = model.MergeConditions(before, status.Listeners[l].Conditions, now)
+		}
+		failed = append(failed, r.write(ctx, object, object.Status, status))
+	}
+	return errors.Join(failed...)
+}
+
+func (r *StatusReconciler) routes(ctx context.Context, observed model.Observed, now metav1.Time) error {
+	var list v1alpha1.ServiceRouteList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("read ServiceRoutes: %w", err)
+	}
+	var failed []error
+	for i := range list.Items {
+		object := &list.Items[i]
+		status, known := observed.Routes[keyOf(object)]
+		if !known {
+			continue // newer than what was built last
+		}
+		status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
+		for p := range status.Parents {
+			var before []metav1.Condition
+			for _, parent := range object.Status.Parents {
+				if equality.Semantic.DeepEqual(parent.ParentRef, status.Parents[p].ParentRef) {
+					before = parent.Conditions
+				}
+			}
+			status.Parents[p].Conditions = model.MergeConditions(before, status.Parents[p].Conditions, now)
+		}
+		failed = append(failed, r.write(ctx, object, object.Status, status))
+	}
+	return errors.Join(failed...)
+}
+
+// meshRoutes creates, updates and deletes MeshRoutes.
+func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observed, now metav1.Time) error {
+	var list v1alpha1.MeshRouteList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("read MeshRoutes: %w", err)
+	}
+	var failed []error
+	exists := make(map[model.Key]*v1alpha1.MeshRoute, len(list.Items))
+	for i := range list.Items {
+		object := &list.Items[i]
+		if _, wanted := observed.MeshRoutes[keyOf(object)]; wanted {
+			exists[keyOf(object)] = object
+		} else if err := r.Client.Delete(ctx, object); client.IgnoreNotFound(err) != nil {
+			failed = append(failed, fmt.Errorf("delete %s: %w", describe(object), err))
+		}
+	}
+	owners := make(map[model.Key]string, len(observed.Routes))
+	for _, route := range r.Dataplane.Result().Routes {
+		owners[route.Key] = route.UID
+	}
+	for key, status := range observed.MeshRoutes {
+		object := exists[key]
+		if object == nil {
+			object = &v1alpha1.MeshRoute{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+			if err := r.createMeshRoute(ctx, object, owners[key]); err != nil {
+				failed = append(failed, err)
+				continue
+			}
+		}
+		status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
+		failed = append(failed, r.write(ctx, object, object.Status, status))
+	}
+	return errors.Join(failed...)
+}
+
+// createMeshRoute creates a MeshRoute that goes when its ServiceRoute does. The
+// one that sums up a namespace has no owner.
+func (r *StatusReconciler) createMeshRoute(ctx context.Context, object *v1alpha1.MeshRoute, owner string) error {
+	if owner != "" {
+		object.OwnerReferences = []metav1.OwnerReference{{
+			APIVersion: v1alpha1.GroupVersion.String(), Kind: "ServiceRoute", Name: object.Name,
+			UID: types.UID(owner), Controller: new(true),
+		}}
+	}
+	if err := r.Client.Create(ctx, object, statusOwner); client.IgnoreAlreadyExists(err) != nil {
+		return fmt.Errorf("create %s: %w", describe(object), err)
+	}
+	return nil
+}
+
+func (r *StatusReconciler) write(ctx context.Context, object client.Object, before, after any) error {
+	if equality.Semantic.DeepEqual(before, after) {
+		return nil
+	}
+	return applyStatus(ctx, r.Client, statusOwner, object, after)
+}
+
+// SetupWithManager registers the controller.
+func (r *StatusReconciler) SetupWithManager(mgr manager.Manager) error {
+	// Whatever happens, all statuses are looked at, a little later.
+	all := handler.TypedFuncs[client.Object, statusRequest]{
+		CreateFunc: func(_ context.Context, _ event.CreateEvent, queue statusQueue) {
+			queue.AddAfter(statusRequest{}, statusDelay)
+		},
+		UpdateFunc: func(_ context.Context, _ event.UpdateEvent, queue statusQueue) {
+			queue.AddAfter(statusRequest{}, statusDelay)
+		},
+		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, queue statusQueue) {
+			queue.AddAfter(statusRequest{}, statusDelay)
+		},
+		GenericFunc: func(_ context.Context, _ event.GenericEvent, queue statusQueue) {
+			queue.AddAfter(statusRequest{}, statusDelay)
+		},
+	}
+	return builder.TypedControllerManagedBy[statusRequest](mgr).
+		Named("status").
+		Watches(&v1alpha1.MeshRoute{}, all).
+		Watches(&v1alpha1.ServiceRoute{}, all).
+		Watches(&gatewayv1.Gateway{}, all).
+		Watches(&gatewayv1.GatewayClass{}, all).
+		Watches(&corev1.Service{}, all).
+		WatchesRawSource(source.TypedChannel(r.Changed, all)).
+		WithOptions(controller.TypedOptions[statusRequest]{MaxConcurrentReconciles: 1}).
+		Complete(r)
+}
+
+type statusQueue = workqueue.TypedRateLimitingInterface[statusRequest]

@@ -1,0 +1,51 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// admin reads from Envoy's admin interface on its Unix socket.
+type admin struct{ client *http.Client }
+
+func newAdmin(socket string) *admin {
+	return &admin{client: &http.Client{
+		Timeout: 5 * time.Second,
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				var dialer net.Dialer
+				return dialer.DialContext(ctx, "unix", socket)
+			},
+			MaxIdleConns: 2,
+		},
+	}}
+}
+
+// maxAdminAnswer bounds what is read; the pages asked for are far smaller.
+const maxAdminAnswer = 1 << 20
+
+// get returns the text of a page; an error where its status is not 200.
+func (a *admin) get(ctx context.Context, path string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := a.client.Do(request)
+	if err != nil {
+		return "", fmt.Errorf("ask Envoy's admin interface: %w", err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAdminAnswer))
+	if err != nil {
+		return "", fmt.Errorf("read from Envoy's admin interface: %w", err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("admin interface of Envoy answered %s: %s", response.Status, strings.TrimSpace(string(body)))
+	}
+	return string(body), nil
+}

@@ -1,0 +1,167 @@
+// Package agent is what runs beside Envoy in a gateway pod. It gets the
+// gateway's configuration from a manager and hands it to Envoy (the relay of
+// package xds), renders the pages that Envoy cannot, and tells Kubernetes
+// whether the pod is ready. It needs no manager to go on: a relay that cannot
+// reach one serves its last good configuration, across restarts, too.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"k8s.io/utils/clock"
+
+	"meshroute.io/meshroute/internal/envoy"
+	"meshroute.io/meshroute/internal/identity"
+	"meshroute.io/meshroute/internal/xds"
+)
+
+// Options say which gateway an agent belongs to and where it finds its
+// neighbours. All are required but ProbeAddress.
+type Options struct {
+	// Gateway and pod that the agent belongs to.
+	Gateway identity.Gateway
+	// XDSAddress (host:port) and CertificateURL (https://host:port) are the
+	// managers', ServerName is the name in their certificates.
+	XDSAddress, CertificateURL, ServerName string
+	// RootsFile holds the certificates that managers' are checked against,
+	// TokenFile the token that proves who the agent is. Both may be replaced
+	// at any time.
+	RootsFile, TokenFile string
+	// StateDir keeps the last good configuration.
+	StateDir string
+	// XDSSocket and PagesSocket are Unix sockets that the agent serves to
+	// Envoy; AdminSocket is the one that Envoy serves.
+	XDSSocket, PagesSocket, AdminSocket string
+	// ProbeAddress is where /livez and /readyz are served; none where empty.
+	ProbeAddress string
+
+	Log logr.Logger
+}
+
+// Run runs an agent until ctx ends, or something fails that no retry can mend:
+// an address in use, a folder that cannot be written.
+func Run(ctx context.Context, options Options) error {
+	client, err := identity.NewClient(identity.ClientOptions{
+		URL:        options.CertificateURL,
+		Roots:      func() ([]byte, error) { return os.ReadFile(options.RootsFile) },
+		Token:      func() ([]byte, error) { return os.ReadFile(options.TokenFile) },
+		Gateway:    options.Gateway,
+		ServerName: options.ServerName,
+		Clock:      clock.RealClock{},
+		Log:        options.Log.WithName("identity"),
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(options.StateDir, 0o700); err != nil {
+		return fmt.Errorf("make the folder for the last good configuration: %w", err)
+	}
+	relay := xds.NewRelay(xds.RelayOptions{
+		Node: &corev3.Node{Id: options.Gateway.Pod, Cluster: options.Gateway.Namespace + "/" + options.Gateway.Name},
+		Dial: func(ctx context.Context) (*grpc.ClientConn, error) {
+			select {
+			case <-client.Ready():
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+			return grpc.NewClient(options.XDSAddress,
+				append(xds.DialOptions(), grpc.WithTransportCredentials(credentials.NewTLS(client.TLSConfig())))...)
+		},
+		Store: filepath.Join(options.StateDir, "last-good.pb"),
+		Log:   options.Log.WithName("relay"),
+	})
+	admin := newAdmin(options.AdminSocket)
+
+	xdsListener, err := listenUnix(options.XDSSocket)
+	if err != nil {
+		return err
+	}
+	pagesListener, err := listenUnix(options.PagesSocket)
+	if err != nil {
+		return err
+	}
+	xdsServer := grpc.NewServer(xds.LocalServerOptions()...)
+	relay.Register(xdsServer)
+	pages := http.NewServeMux()
+	pages.Handle(envoy.StubStatusPath, newStubStatus(admin, clock.RealClock{}))
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return client.Run(ctx) })
+	group.Go(func() error { return relay.Run(ctx) })
+	group.Go(func() error { return xdsServer.Serve(xdsListener) })
+	serveHTTP(ctx, group, pagesListener, pages)
+	if options.ProbeAddress != "" {
+		probes, err := net.Listen("tcp", options.ProbeAddress)
+		if err != nil {
+			return fmt.Errorf("serve probes: %w", err)
+		}
+		serveHTTP(ctx, group, probes, probeHandler(relay, admin))
+	}
+	group.Go(func() error {
+		<-ctx.Done()
+		xdsServer.Stop() // Envoy keeps what it has and looks for the next agent
+		return nil
+	})
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// listenUnix serves a Unix socket in the place of one that an agent before may
+// have left behind. Only this user may connect.
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove the socket of an earlier agent: %w", err)
+	}
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("serve a Unix socket (its path may have at most 107 bytes): %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, fmt.Errorf("protect the socket: %w", err)
+	}
+	return listener, nil
+}
+
+func serveHTTP(ctx context.Context, group *errgroup.Group, listener net.Listener, handler http.Handler) {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
+	group.Go(func() error { return server.Serve(listener) })
+	group.Go(func() error {
+		<-ctx.Done()
+		return server.Close()
+	})
+}
+
+// probeHandler answers Kubernetes: alive is who answers at all; ready is a pod
+// whose Envoy is live and has listeners and routes.
+func probeHandler(relay *xds.Relay, admin *admin) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
+		if !relay.Status().Applied {
+			http.Error(w, "Envoy has not acknowledged a configuration yet", http.StatusServiceUnavailable)
+			return
+		}
+		if _, err := admin.get(r.Context(), "/ready"); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}

@@ -1,0 +1,248 @@
+// Package dataplane joins the pure parts into the one way that configuration
+// takes, for the operator in a cluster and for standalone mode alike:
+//
+//	Inputs ─► model.Build ─► envoy.Translate ─► xds.Server ─► agents
+//	EndpointSlices ─────────► envoy.Endpoints ─┘      │
+//	model.Observe ◄─ Result, endpoints, acknowledgements
+//
+// It holds what was built last; who reads the objects and who writes the
+// statuses is the caller's business.
+package dataplane
+
+import (
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/protobuf/proto"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/internal/envoy"
+	"meshroute.io/meshroute/internal/model"
+	"meshroute.io/meshroute/internal/xds"
+)
+
+// Dataplane is what all gateways were last told. Its methods may be called from
+// several goroutines.
+type Dataplane struct {
+	server *xds.Server
+
+	mu       sync.Mutex
+	result   model.Result
+	gateways map[model.Key]*gateway
+	// endpoints by cluster, with the resource made of them. Clusters of the
+	// same name are the same in every gateway.
+	endpoints map[string]clusterEndpoints
+	// uses tells which clusters a Service's endpoints go to.
+	uses map[model.Key][]model.Cluster
+}
+
+type clusterEndpoints struct {
+	set      model.EndpointSet
+	resource proto.Message
+}
+
+// gateway remembers with which sequence of the xDS server a gateway, and each
+// of its routes, last changed.
+type gateway struct {
+	clusters []model.Cluster
+	since    uint64
+	routes   map[model.Key]routeSince
+}
+
+type routeSince struct {
+	status   model.RouteStatus
+	sequence uint64
+}
+
+// New returns a Dataplane that tells server's agents what they are to do.
+func New(server *xds.Server) *Dataplane {
+	return &Dataplane{
+		server:    server,
+		gateways:  map[model.Key]*gateway{},
+		endpoints: map[string]clusterEndpoints{},
+		uses:      map[model.Key][]model.Cluster{},
+	}
+}
+
+// Configure builds everything anew and sends each gateway what has changed.
+// slicesOf returns the EndpointSlices of a Service; it is asked only for
+// Services that come into use: what changes later is told by SetEndpoints.
+func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
+	result := model.Build(in)
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forget(in)
+	for _, gw := range result.Gateways {
+		known := d.gateways[gw.Key]
+		if known == nil {
+			known = &gateway{}
+			d.gateways[gw.Key] = known
+		}
+		known.clusters = gw.Clusters
+	}
+	d.setUses(slicesOf)
+	for _, gw := range result.Gateways {
+		resources := envoy.Translate(gw)
+		assignments := make(map[string]proto.Message, len(gw.Clusters))
+		for _, cluster := range gw.Clusters {
+			if cluster.DNSName == "" {
+				assignments[cluster.Name] = d.endpoints[cluster.Name].resource
+			}
+		}
+		resources[resource.EndpointType] = assignments
+		change := d.server.Set(xds.Gateway(gw.Key), resources)
+		known := d.gateways[gw.Key]
+		known.since = change.Sequence
+		known.note(gw.Key, result.Routes, change.Sequence)
+	}
+	d.result = result
+}
+
+// setUses finds out which Services are in use, and reads the endpoints of those
+// that were not before.
+func (d *Dataplane) setUses(slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
+	uses := make(map[model.Key][]model.Cluster, len(d.uses))
+	endpoints := make(map[string]clusterEndpoints, len(d.endpoints))
+	for _, gw := range d.gateways {
+		for _, cluster := range gw.clusters {
+			if _, seen := endpoints[cluster.Name]; seen || cluster.DNSName != "" {
+				continue
+			}
+			known, ok := d.endpoints[cluster.Name]
+			if !ok {
+				known = newClusterEndpoints(cluster, slicesOf(cluster.Service))
+			}
+			endpoints[cluster.Name] = known
+			uses[cluster.Service] = append(uses[cluster.Service], cluster)
+		}
+	}
+	d.uses, d.endpoints = uses, endpoints
+}
+
+func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSlice) clusterEndpoints {
+	set := model.Endpoints(cluster, found)
+	return clusterEndpoints{set: set, resource: envoy.Endpoints(cluster.Name, set.Serving)}
+}
+
+// note remembers the sequence for those routes that changed. A route that did
+// not keeps its own, so that it stays programmed while its neighbours' changes
+// are still on the way.
+func (g *gateway) note(key model.Key, routes []model.RouteStatus, sequence uint64) {
+	noted := make(map[model.Key]routeSince, len(g.routes))
+	for _, route := range routes {
+		for _, parent := range route.Parents {
+			if parent.Gateway == nil || *parent.Gateway != key {
+				continue
+			}
+			before, known := g.routes[route.Key]
+			if !known || !reflect.DeepEqual(before.status, route) {
+				before = routeSince{status: route, sequence: sequence}
+			}
+			noted[route.Key] = before
+			break
+		}
+	}
+	g.routes = noted
+}
+
+// forget drops gateways whose Gateway object is gone. One that is merely
+// invalid at the moment stays, with the routes that it has, and goes on hearing
+// of endpoints.
+func (d *Dataplane) forget(in model.Inputs) {
+	wanted := make(map[model.Key]bool, len(in.Gateways))
+	for _, gw := range in.Gateways {
+		wanted[model.Key{Namespace: gw.Namespace, Name: gw.Name}] = true
+	}
+	for key := range d.gateways {
+		if !wanted[key] {
+			d.server.Delete(xds.Gateway(key))
+			delete(d.gateways, key)
+		}
+	}
+}
+
+// SetEndpoints takes the EndpointSlices of a Service and sends the endpoints
+// that changed to the gateways that use it; nothing else is built anew. It
+// tells whether anything changed.
+func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.EndpointSlice) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	changed := false
+	for _, cluster := range d.uses[service] {
+		before, now := d.endpoints[cluster.Name], newClusterEndpoints(cluster, found)
+		if reflect.DeepEqual(before.set, now.set) {
+			continue
+		}
+		changed = true
+		if proto.Equal(before.resource, now.resource) {
+			now.resource = before.resource // only endpoints that get no requests changed
+		}
+		d.endpoints[cluster.Name] = now
+		if now.resource == before.resource {
+			continue
+		}
+		for key, gw := range d.gateways {
+			if slices.Contains(gw.clusters, cluster) {
+				d.server.Update(xds.Gateway(key), resource.EndpointType,
+					map[string]proto.Message{cluster.Name: now.resource})
+			}
+		}
+	}
+	return changed
+}
+
+// Result returns what was built last. It must not be changed.
+func (d *Dataplane) Result() model.Result {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.result
+}
+
+// Observe returns the status of every object. addresses are those at which
+// clients reach each gateway.
+func (d *Dataplane) Observe(addresses map[model.Key][]gatewayv1.GatewayStatusAddress) model.Observed {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	acks := make(map[model.Key]xds.Acks, len(d.gateways))
+	for key := range d.gateways {
+		acks[key] = d.server.Acks(xds.Gateway(key))
+	}
+	endpoints := make(map[string]model.EndpointSet, len(d.endpoints))
+	for name, known := range d.endpoints {
+		endpoints[name] = known.set
+	}
+	return model.Observe(d.result, model.Observations{
+		Endpoints: endpoints,
+		Addresses: addresses,
+		GatewayProgress: func(key model.Key) model.Progress {
+			if gw := d.gateways[key]; gw != nil {
+				return progress(acks[key], gw.since)
+			}
+			return model.Progress{}
+		},
+		RouteProgress: func(key, route model.Key) model.Progress {
+			if gw := d.gateways[key]; gw != nil {
+				return progress(acks[key], gw.routes[route].sequence)
+			}
+			return model.Progress{}
+		},
+	})
+}
+
+// progress counts the pods that have acknowledged a sequence.
+func progress(acks xds.Acks, since uint64) model.Progress {
+	progress := model.Progress{Pods: len(acks.Pods)}
+	for _, pod := range acks.Pods {
+		switch {
+		case pod.Sequence >= since:
+			progress.Acknowledged++
+		case pod.Nack != nil && progress.Refused == "":
+			progress.Refused = pod.Nack.Message
+		}
+	}
+	return progress
+}

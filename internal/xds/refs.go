@@ -1,0 +1,126 @@
+package xds
+
+import (
+	"errors"
+	"slices"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// clusterRefs is the name under which a cluster asks for endpoints, if it does.
+func clusterRefs(body []byte) ([]string, error) {
+	c := &clusterv3.Cluster{}
+	if err := proto.Unmarshal(body, c); err != nil || c.GetType() != clusterv3.Cluster_EDS {
+		return nil, err
+	}
+	if name := c.GetEdsClusterConfig().GetServiceName(); name != "" {
+		return []string{name}, nil
+	}
+	return []string{c.GetName()}, nil
+}
+
+// listenerRefs are the route configurations that a listener gets by RDS.
+func listenerRefs(body []byte) ([]string, error) {
+	l := &listenerv3.Listener{}
+	if err := proto.Unmarshal(body, l); err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, chain := range append(l.GetFilterChains(), l.GetDefaultFilterChain()) {
+		for _, filter := range chain.GetFilters() {
+			manager := &hcmv3.HttpConnectionManager{}
+			if config := filter.GetTypedConfig(); !config.MessageIs(manager) {
+				continue
+			} else if err := config.UnmarshalTo(manager); err != nil {
+				return nil, err
+			}
+			if name := manager.GetRds().GetRouteConfigName(); name != "" {
+				names = append(names, name)
+			}
+		}
+	}
+	return sortedSet(names), nil
+}
+
+// fields is a set of paths through a message: field numbers, down to a string.
+type fields map[protowire.Number]fields
+
+// clusterNames are the paths on which a RouteConfiguration names clusters.
+var (
+	mirrorPolicy = fields{1: nil}
+	clusterNames = fields{
+		13: mirrorPolicy, // request_mirror_policies
+		2: { // virtual_hosts
+			22: mirrorPolicy, // request_mirror_policies
+			3: { // routes
+				2: { // route
+					1:  nil,           // cluster
+					3:  {1: {1: nil}}, // weighted_clusters.clusters.name
+					30: mirrorPolicy,  // request_mirror_policies
+				},
+			},
+		},
+	}
+)
+
+// routeRefs are the clusters that a route configuration names. It reads the
+// bytes as they are: one route configuration holds all routes of a port, it
+// comes again with each change of one of them, and unmarshalling thousands of
+// routes takes longer than everything else that the relay does.
+func routeRefs(body []byte) ([]string, error) {
+	seen := map[string]struct{}{}
+	if err := find(body, clusterNames, seen); err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(seen))
+	for name := range seen {
+		if !reserved(name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+func find(body []byte, paths fields, found map[string]struct{}) error {
+	for len(body) > 0 {
+		number, wire, n := protowire.ConsumeTag(body)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		body = body[n:]
+		below, wanted := paths[number]
+		if !wanted {
+			if n = protowire.ConsumeFieldValue(number, wire, body); n < 0 {
+				return protowire.ParseError(n)
+			}
+			body = body[n:]
+			continue
+		}
+		if wire != protowire.BytesType {
+			return errors.New("unexpected wire type")
+		}
+		value, n := protowire.ConsumeBytes(body)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		body = body[n:]
+		if below != nil {
+			if err := find(value, below, found); err != nil {
+				return err
+			}
+		} else if _, ok := found[string(value)]; !ok && len(value) > 0 {
+			found[string(value)] = struct{}{}
+		}
+	}
+	return nil
+}
+
+func sortedSet(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
+}

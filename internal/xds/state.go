@@ -1,0 +1,903 @@
+package xds
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+)
+
+// relayState decides what Envoy is sent and what the manager is answered. It is
+// fed with events and asked by next for what to send: no goroutines, no clock,
+// no IO.
+//
+// Order. A cluster is sent as soon as it is wanted. A route configuration is
+// sent when Envoy has all its clusters and their endpoints, a listener when the
+// same holds for its route configurations. A cluster is removed when no route
+// configuration that Envoy has, or may have, names it. Clusters, endpoints and
+// listeners may thus go out at any time; only routes lead requests anywhere.
+//
+// Liveness. Each resource has a verdict (see status). It is pending only where
+// Envoy owes something that it always gives: an answer to a push, or the
+// subscription that follows from what it was given. Whatever lacks something
+// from the manager is waiting instead, and a type with nothing pending is
+// answered at once: by an ACK, a NACK or a deferral, upon which the manager
+// sends what it has. So neither side ever waits for the other's next word.
+// While there is no Envoy, all responses are deferred: the manager goes on
+// sending, Envoy gets the newest when it comes, and only then is anything
+// acknowledged.
+//
+// Truth. A cluster counts as applied when its endpoints are, a listener when
+// its route configurations are. Otherwise a response whose resources nothing
+// wants yet (a route configuration ahead of its listener) would be
+// acknowledged, the listener would be, and the two together were reported as
+// applied while the routes are still on their way.
+type relayState struct {
+	kinds   [numKinds]kindState
+	envoy   bool
+	nonces  int
+	unknown int // versions of route configurations that Envoy has and nobody here knows
+	// resumed: Envoy came with clusters from an earlier stream. Until it has said
+	// which route configurations it came with, none of them is removed.
+	resumed bool
+	// saved counts changes of what lastGood returns.
+	saved    uint64
+	lastNack string
+}
+
+// kindState is the state of one resource type.
+type kindState struct {
+	// known: the manager, or the file, has told what is wanted. Before that,
+	// what is missing may still come.
+	known bool
+	items map[string]*item
+	dirty map[*item]struct{} // to be judged
+	queue map[*item]struct{} // judged: to be sent to Envoy
+	count [numStatuses]int   // of items' verdicts
+
+	// Towards Envoy.
+	requested, greeted bool
+	flight             *push
+	retries            [][]*item // of refused pushes: who among them is it?
+
+	// Towards the manager: its latest response and the answer to it.
+	nonce, version string
+	answer         *answer
+	stale          bool // the answer may be another one by now
+}
+
+// item is all about one resource. Its name may be known before itself: others
+// need it, or Envoy has asked for it.
+type item struct {
+	name string
+
+	desired *version   // the manager's; nil: not wanted
+	target  *version   // to be sent: desired, or the last good one while Envoy refuses that
+	good    *version   // last acknowledged by Envoy, on whatever stream
+	held    *version   // what Envoy has on its present stream
+	maybe   []*version // what Envoy may have, too: sent and not acknowledged
+
+	users map[*item]struct{} // items whose target needs this one
+	pins  int                // versions held, sent or good that need this one
+
+	subscribed bool // named types only
+	resend     bool // Envoy wants it again although it has it
+	told       bool // Envoy was told that it does not exist
+	ready      bool // clusters: routes may lead here
+
+	verdict verdict // of this one
+	need    verdict // clusters: of those that need this one
+}
+
+// version is one version of a resource.
+type version struct {
+	*discoveryv3.Resource
+	refs    []string // sorted
+	refused string   // Envoy's words
+	unknown bool     // Envoy has it; its content is not known here
+	holders int
+}
+
+type status int
+
+const (
+	applied status = iota // Envoy has it, or does not want it
+	waiting               // something else must come from the manager
+	refused               // Envoy refused it or what it needs
+	pending               // Envoy owes an answer or a subscription
+	numStatuses
+)
+
+// verdict tells how far something is and, where it is waiting or refused, why.
+type verdict struct {
+	status
+	why string
+}
+
+func (v verdict) worse(other verdict) verdict {
+	if other.status > v.status {
+		return other
+	}
+	return v
+}
+
+type push struct {
+	nonce   string
+	alone   bool // of one resource from the start: a refusal means that one
+	entries []entry
+}
+
+// entry is one resource of a push; a nil version is its removal.
+type entry struct {
+	it *item
+	v  *version
+}
+
+type answer struct {
+	code    codes.Code // OK: ACK, Unavailable: deferral, else NACK
+	message string
+}
+
+// output is what is to be sent, in this order.
+type output struct {
+	toEnvoy   []*discoveryv3.DeltaDiscoveryResponse
+	toManager []*discoveryv3.DeltaDiscoveryRequest
+}
+
+func newRelayState() *relayState {
+	s := &relayState{}
+	for k := range s.kinds {
+		s.kinds[k].items = map[string]*item{}
+		s.kinds[k].dirty = map[*item]struct{}{}
+		s.kinds[k].queue = map[*item]struct{}{}
+	}
+	return s
+}
+
+// restore starts from what lastGood returned in an earlier life.
+func (s *relayState) restore(resources []*discoveryv3.Resource) {
+	for _, r := range resources {
+		if k, ok := kindOf(r.GetResource().GetTypeUrl()); ok {
+			it := s.item(k, r.GetName())
+			s.want(k, it, r)
+			s.setGood(k, it, it.desired)
+		}
+	}
+	for k := range s.kinds {
+		s.kinds[k].known = true
+	}
+}
+
+// lastGood is the newest set of resources that Envoy acknowledged and that is
+// closed: it contains what its members need.
+func (s *relayState) lastGood() []*discoveryv3.Resource {
+	var good []*discoveryv3.Resource
+	for k := range s.kinds {
+		for _, it := range s.kinds[k].items {
+			if it.good != nil {
+				good = append(good, it.good.Resource)
+			}
+		}
+	}
+	return good
+}
+
+// serving tells whether Envoy has, on its present stream, a listener and that
+// listener's routes.
+func (s *relayState) serving() bool {
+	for _, it := range s.kinds[listeners].items {
+		if it.held == nil || it.held.unknown {
+			continue
+		}
+		if !slices.ContainsFunc(it.held.refs, func(name string) bool {
+			r := s.kinds[routes].items[name]
+			return r == nil || r.held == nil
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+// ---- Events from the manager.
+
+// upstreamOpened returns the first requests of a stream: everything is wanted,
+// except what is here already.
+func (s *relayState) upstreamOpened() []*discoveryv3.DeltaDiscoveryRequest {
+	var requests []*discoveryv3.DeltaDiscoveryRequest
+	for k := range s.kinds {
+		have := map[string]string{}
+		for name, it := range s.kinds[k].items {
+			if it.desired != nil {
+				have[name] = it.desired.Version
+			}
+		}
+		requests = append(requests, &discoveryv3.DeltaDiscoveryRequest{
+			TypeUrl:                 kinds[k].url,
+			ResourceNamesSubscribe:  []string{"*"},
+			InitialResourceVersions: have,
+		})
+	}
+	return requests
+}
+
+func (s *relayState) upstreamClosed() {
+	for k := range s.kinds {
+		s.kinds[k].nonce, s.kinds[k].answer = "", nil
+	}
+}
+
+func (s *relayState) upstreamResponse(resp *discoveryv3.DeltaDiscoveryResponse) {
+	k, ok := kindOf(resp.GetTypeUrl())
+	if !ok {
+		return
+	}
+	ts := &s.kinds[k]
+	for _, r := range resp.GetResources() {
+		s.want(k, s.item(k, r.GetName()), r)
+	}
+	for _, name := range resp.GetRemovedResources() {
+		if it := ts.items[name]; it != nil {
+			s.want(k, it, nil)
+		}
+	}
+	if !ts.known {
+		ts.known = true
+		for k := range s.kinds {
+			s.markAll(kind(k))
+		}
+	}
+	ts.nonce, ts.version, ts.answer, ts.stale = resp.GetNonce(), resp.GetSystemVersionInfo(), nil, true
+}
+
+func (s *relayState) want(k kind, it *item, r *discoveryv3.Resource) {
+	if r == nil {
+		it.desired = nil
+	} else if v := it.find(r.GetVersion()); v != nil {
+		it.desired = v
+	} else {
+		it.desired = &version{Resource: r}
+		if refs := kinds[k].refs; refs != nil {
+			// What cannot be read has no references: Envoy will refuse it.
+			it.desired.refs, _ = refs(r.GetResource().GetValue())
+		}
+		if it.held != nil && it.held.unknown && it.held.Version == r.GetVersion() {
+			s.hold(k, it.desired) // so that is what it has, beside what is in flight
+			s.release(k, it.held)
+			it.held = it.desired
+		}
+	}
+	s.retarget(k, it)
+}
+
+// find returns a version that is known already, with what is known of it.
+func (it *item) find(name string) *version {
+	for _, v := range append([]*version{it.desired, it.good, it.held}, it.maybe...) {
+		if v != nil && !v.unknown && v.Version == name {
+			return v
+		}
+	}
+	return nil
+}
+
+// ---- Events from Envoy.
+
+func (s *relayState) envoyOpened() {
+	s.envoyClosed()
+	s.envoy = true
+}
+
+func (s *relayState) envoyClosed() {
+	s.envoy, s.resumed = false, false
+	for k := range s.kinds {
+		ts := &s.kinds[k]
+		ts.requested, ts.greeted, ts.flight, ts.retries, ts.stale = false, false, nil, nil, true
+		for _, it := range ts.items {
+			s.setHeld(kind(k), it, nil)
+			it.subscribed, it.resend, it.told = false, false, false
+			s.mark(kind(k), it)
+		}
+	}
+}
+
+func (s *relayState) envoyRequest(req *discoveryv3.DeltaDiscoveryRequest) {
+	k, ok := kindOf(req.GetTypeUrl())
+	if !ok {
+		return
+	}
+	ts := &s.kinds[k]
+	// One request can carry both: what it answers came before what it asks.
+	if ts.flight != nil && req.GetResponseNonce() == ts.flight.nonce {
+		s.answered(k, req.GetErrorDetail())
+	}
+	if !kinds[k].wildcard {
+		for _, name := range req.GetResourceNamesUnsubscribe() {
+			it := s.item(k, name)
+			s.setHeld(k, it, nil)
+			it.subscribed, it.resend, it.told = false, false, false
+			if ts.flight != nil { // its acknowledgement will say nothing of this one
+				ts.flight.entries = slices.DeleteFunc(ts.flight.entries, func(e entry) bool { return e.it == it })
+			}
+			s.mark(k, it)
+		}
+		for _, name := range req.GetResourceNamesSubscribe() {
+			it := s.item(k, name)
+			it.subscribed, it.resend, it.told = true, true, false
+			s.mark(k, it)
+		}
+	}
+	if ts.requested {
+		return
+	}
+	ts.requested = true
+	for name, number := range req.GetInitialResourceVersions() {
+		it := s.item(k, name)
+		v := it.find(number)
+		if v == nil {
+			v = &version{Resource: &discoveryv3.Resource{Name: name, Version: number}, unknown: true}
+		}
+		s.setHeld(k, it, v)
+		it.resend = false
+	}
+	s.markAll(k)
+	switch k {
+	case clusters:
+		s.resumed = len(req.GetInitialResourceVersions()) > 0
+	case routes:
+		s.markAll(clusters)
+	}
+}
+
+// answered takes Envoy's answer to the push in flight.
+func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
+	ts := &s.kinds[k]
+	entries, alone := ts.flight.entries, ts.flight.alone && len(ts.flight.entries) == 1
+	ts.flight = nil
+	switch {
+	case refusal == nil:
+		for _, e := range entries {
+			if e.v == nil {
+				e.it.told, e.it.resend = true, false
+			}
+			if e.v != nil || kinds[k].wildcard {
+				s.setHeld(k, e.it, e.v)
+			}
+			s.mark(k, e.it)
+		}
+	case alone && entries[0].v == nil: // nothing more can be done about it
+		entries[0].it.told, entries[0].it.resend = true, false
+		s.setHeld(k, entries[0].it, nil)
+		s.mark(k, entries[0].it)
+	case alone:
+		it, v := entries[0].it, entries[0].v
+		v.refused = clip(refusal.GetMessage())
+		if v.refused == "" {
+			v.refused = "no reason given"
+		}
+		s.lastNack = fmt.Sprintf("%s %q: %s", kinds[k].noun, it.name, v.refused)
+		it.maybe = slices.DeleteFunc(it.maybe, func(other *version) bool { return other == v })
+		s.release(k, v)
+		if it.good == v {
+			s.setGood(k, it, nil)
+		}
+		s.retarget(k, it)
+		s.mark(k, it)
+	default:
+		// Envoy does not say which (and may have taken some of them), so halve
+		// until it does: the neighbours of n refused ones are through after
+		// about n·log(all) round trips, and each version was alone at most once.
+		var names []*item
+		for _, e := range entries {
+			names = append(names, e.it)
+			s.mark(k, e.it)
+		}
+		ts.retries = append([][]*item{names[:len(names)/2], names[len(names)/2:]}, ts.retries...)
+	}
+}
+
+// ---- Bookkeeping.
+
+func (s *relayState) item(k kind, name string) *item {
+	it := s.kinds[k].items[name]
+	if it == nil {
+		it = &item{name: name, users: map[*item]struct{}{}}
+		s.kinds[k].items[name] = it
+	}
+	return it
+}
+
+func (s *relayState) mark(k kind, it *item) { s.kinds[k].dirty[it] = struct{}{} }
+
+func (s *relayState) markAll(k kind) {
+	for _, it := range s.kinds[k].items {
+		s.mark(k, it)
+	}
+}
+
+// retarget decides which version is to be sent, and who is needed for it.
+func (s *relayState) retarget(k kind, it *item) {
+	s.mark(k, it)
+	to := it.desired
+	if to != nil && to.refused != "" {
+		to = it.good
+		if to != nil && to.refused != "" {
+			to = nil
+		}
+	}
+	from := it.target
+	if from == to {
+		return
+	}
+	it.target = to
+	if k == routes {
+		for l := range it.users {
+			s.mark(listeners, l)
+		}
+	}
+	var before, after []string
+	if from != nil {
+		before = from.refs
+	}
+	if to != nil {
+		after = to.refs
+	}
+	for len(before)+len(after) > 0 { // both sorted: only differences are touched
+		switch {
+		case len(after) == 0 || len(before) > 0 && before[0] < after[0]:
+			needed := s.item(kinds[k].to, before[0])
+			delete(needed.users, it)
+			s.mark(kinds[k].to, needed)
+			before = before[1:]
+		case len(before) == 0 || after[0] < before[0]:
+			needed := s.item(kinds[k].to, after[0])
+			needed.users[it] = struct{}{}
+			s.mark(kinds[k].to, needed)
+			after = after[1:]
+		default:
+			before, after = before[1:], after[1:]
+		}
+	}
+}
+
+// setHeld tells that Envoy has this version and no other.
+func (s *relayState) setHeld(k kind, it *item, v *version) {
+	if v != nil {
+		s.hold(k, v)
+	}
+	if it.held != nil {
+		s.release(k, it.held)
+	}
+	for _, old := range it.maybe {
+		s.release(k, old)
+	}
+	it.held, it.maybe = v, nil
+	if v == nil {
+		it.ready = false
+	}
+}
+
+func (s *relayState) setGood(k kind, it *item, v *version) {
+	if it.good == v {
+		return
+	}
+	if v != nil {
+		s.hold(k, v)
+	}
+	if it.good != nil {
+		s.release(k, it.good)
+	}
+	it.good = v
+	s.saved++
+}
+
+// hold pins what a version needs, as long as somebody has that version.
+func (s *relayState) hold(k kind, v *version) {
+	if v.holders++; v.holders > 1 {
+		return
+	}
+	if v.unknown && k == routes {
+		s.unknown++
+	}
+	for _, name := range v.refs {
+		needed := s.item(kinds[k].to, name)
+		if needed.pins++; needed.pins == 1 && needed.desired == nil {
+			s.mark(kinds[k].to, needed) // it was perhaps about to go
+		}
+	}
+}
+
+func (s *relayState) release(k kind, v *version) {
+	if v.holders--; v.holders > 0 {
+		return
+	}
+	if v.unknown && k == routes {
+		if s.unknown--; s.unknown == 0 {
+			s.markAll(clusters)
+		}
+	}
+	for _, name := range v.refs {
+		needed := s.item(kinds[k].to, name)
+		if needed.pins--; needed.pins == 0 && needed.desired == nil {
+			s.mark(kinds[k].to, needed)
+		}
+	}
+}
+
+// ---- Judging.
+
+// settle judges until nothing is left to judge. It ends: a route
+// configuration's verdict looks at its listeners' only until Envoy subscribes
+// to it, a listener's at its route configurations' only after Envoy has it.
+func (s *relayState) settle() {
+	for again := true; again; {
+		again = false
+		for k := range numKinds {
+			for it := range s.kinds[k].dirty {
+				again = true
+				delete(s.kinds[k].dirty, it)
+				s.process(k, it)
+			}
+		}
+	}
+}
+
+func (s *relayState) process(k kind, it *item) {
+	ts := &s.kinds[k]
+	send, v := s.judge(k, it)
+	if send {
+		ts.queue[it] = struct{}{}
+	} else {
+		delete(ts.queue, it)
+	}
+	s.keepGood(k, it)
+
+	changed := it.verdict != v
+	if changed {
+		ts.count[it.verdict.status]--
+		ts.count[v.status]++
+		it.verdict = v
+		ts.stale = true
+	}
+	switch k {
+	case endpoints:
+		for c := range it.users {
+			s.mark(clusters, c)
+		}
+	case clusters:
+		if need := s.need(it); need != it.need {
+			it.need = need
+			for r := range it.users {
+				s.mark(routes, r)
+				for l := range r.users {
+					s.mark(listeners, l)
+				}
+			}
+		}
+	case routes:
+		if changed {
+			for l := range it.users {
+				s.mark(listeners, l)
+			}
+		}
+	case listeners:
+		if changed && it.target != nil {
+			for _, name := range it.target.refs {
+				s.mark(routes, s.item(routes, name))
+			}
+		}
+	}
+
+	if it.desired == nil && it.good == nil && it.held == nil && len(it.maybe) == 0 &&
+		!it.subscribed && len(it.users) == 0 && it.pins == 0 && ts.items[it.name] == it {
+		delete(ts.items, it.name)
+	}
+}
+
+// keepGood moves an item's last good version along: never before those that it
+// needs have one, so that all of them together stay closed.
+func (s *relayState) keepGood(k kind, it *item) {
+	switch {
+	case it.held != nil && !it.held.unknown && it.held != it.good && it.held.refused == "":
+		for _, name := range it.held.refs {
+			if needed := s.kinds[kinds[k].to].items[name]; needed == nil || needed.good == nil {
+				return
+			}
+		}
+		s.setGood(k, it, it.held)
+		for user := range it.users { // theirs may have waited for this one
+			s.mark(userKind(k), user)
+		}
+	case it.good != nil && it.desired == nil && it.held == nil && len(it.maybe) == 0 && it.pins == 0:
+		s.setGood(k, it, nil)
+	}
+}
+
+func userKind(k kind) kind {
+	for user := range numKinds {
+		if kinds[user].refs != nil && kinds[user].to == k {
+			return user
+		}
+	}
+	return k
+}
+
+// judge tells whether something is to be sent for an item, and how far it is.
+func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
+	has := it.held != nil || len(it.maybe) > 0
+	if it.desired == nil {
+		switch {
+		case k == clusters:
+			// Removed last of all. Nobody upstream waits for that.
+			told := !s.resumed || s.kinds[routes].requested
+			if has && it.pins == 0 && s.unknown == 0 && told {
+				return true, verdict{status: pending}
+			}
+		case kinds[k].wildcard && has:
+			return true, verdict{status: pending}
+		case k == endpoints:
+			// A cluster of which nobody will send endpoints would warm until
+			// Envoy's patience ends (15 s).
+			send = it.subscribed && !has && !it.told && s.kinds[clusters].known && len(it.users) == 0
+		}
+		// Envoy ignores that a route configuration goes: it unsubscribes when
+		// the listener is drained, and has it until then.
+		return send, verdict{}
+	}
+
+	asked := it.subscribed
+	if kinds[k].wildcard {
+		asked = s.kinds[k].requested
+	}
+	switch {
+	case it.target == nil:
+		return false, verdict{refused, it.desired.refused}
+	case asked && it.held == it.target && len(it.maybe) == 0 && !it.resend:
+		if it.target != it.desired {
+			return false, verdict{refused, it.desired.refused}
+		}
+		return false, s.below(k, it)
+	case asked:
+		v = s.ready(k, it)
+		if v.status == applied {
+			return true, verdict{status: pending}
+		}
+		return false, v
+	case kinds[k].wildcard:
+		return false, verdict{status: pending}
+	case len(it.users) == 0:
+		if k == routes && !s.kinds[listeners].known {
+			return false, verdict{waiting, "the listeners have not come"}
+		}
+		return false, verdict{} // nobody wants it
+	case k == routes:
+		// Envoy will subscribe when it has a listener that needs it.
+		for l := range it.users {
+			if l.held == l.target {
+				return false, verdict{status: pending}
+			}
+			v = v.worse(l.verdict)
+		}
+		if v.status == applied { // the listener is not judged yet
+			v.status = pending
+		}
+		return false, v
+	}
+	return false, verdict{status: pending} // Envoy subscribes with the cluster
+}
+
+// below is the verdict of what Envoy has: it counts as applied when what it
+// needs is.
+func (s *relayState) below(k kind, it *item) (v verdict) {
+	if kinds[k].refs == nil || k == routes {
+		return v // routes were sent after their clusters
+	}
+	for _, name := range it.target.refs {
+		needed := s.kinds[kinds[k].to].items[name]
+		switch {
+		case needed == nil || needed.desired == nil:
+			v = v.worse(verdict{waiting, missing(kinds[k].to, name)})
+		case needed.verdict.status != refused: // that is answered there
+			v = v.worse(needed.verdict)
+		}
+	}
+	return v
+}
+
+// ready is applied where an item can be sent.
+func (s *relayState) ready(k kind, it *item) (v verdict) {
+	switch k {
+	case routes:
+		for _, name := range it.target.refs {
+			if c := s.item(clusters, name); !c.ready {
+				v = v.worse(s.need(c))
+			}
+		}
+	case listeners:
+		for _, name := range it.target.refs {
+			r := s.kinds[routes].items[name]
+			switch {
+			case r == nil || r.desired == nil:
+				v = v.worse(verdict{waiting, missing(routes, name)})
+			case r.target == nil:
+				v = v.worse(because(routes, name, r.desired.refused))
+			default:
+				v = v.worse(s.ready(routes, r))
+			}
+		}
+	}
+	return v
+}
+
+// need is what a route that names a cluster must think of it. A cluster is
+// ready once Envoy has it and its endpoints, and stays so while it is updated:
+// Envoy uses the old one until the new one is warm.
+func (s *relayState) need(it *item) verdict {
+	if it.held != nil && !it.held.unknown && !it.ready && !it.resend && len(it.maybe) == 0 {
+		it.ready = true
+		for _, name := range it.held.refs {
+			if e := s.kinds[endpoints].items[name]; e == nil || e.held == nil || e.resend {
+				it.ready = false
+			}
+		}
+	}
+	switch {
+	case it.ready:
+		return verdict{}
+	case it.desired == nil:
+		return verdict{waiting, missing(clusters, it.name)}
+	case it.target == nil:
+		return because(clusters, it.name, it.desired.refused)
+	case it.held == it.target:
+		for _, name := range it.target.refs {
+			switch e := s.kinds[endpoints].items[name]; {
+			case e == nil || e.desired == nil:
+				return verdict{waiting, missing(endpoints, name)}
+			case e.target == nil:
+				return because(endpoints, name, e.desired.refused)
+			}
+		}
+	}
+	return verdict{status: pending}
+}
+
+func missing(k kind, name string) string {
+	return fmt.Sprintf("waits for %s %q, which has not come", kinds[k].noun, name)
+}
+
+func because(k kind, name, why string) verdict {
+	return verdict{refused, fmt.Sprintf("waits for %s %q, which Envoy refused: %s", kinds[k].noun, name, why)}
+}
+
+// ---- What to send.
+
+// next returns what the events since the last call lead to.
+func (s *relayState) next() output {
+	var out output
+	for k := range numKinds {
+		s.settle() // a pushed cluster makes its endpoints due
+		if resp := s.push(k); resp != nil {
+			out.toEnvoy = append(out.toEnvoy, resp)
+		}
+	}
+	s.settle()
+	for k := range numKinds {
+		if req := s.reply(k); req != nil {
+			out.toManager = append(out.toManager, req)
+		}
+	}
+	// Refusals first: a refusal may take back an earlier acknowledgement, and an
+	// acknowledgement ahead of it would make everything look applied.
+	slices.SortStableFunc(out.toManager, func(a, b *discoveryv3.DeltaDiscoveryRequest) int {
+		return -cmp.Compare(a.GetErrorDetail().GetCode(), b.GetErrorDetail().GetCode())
+	})
+	return out
+}
+
+// push builds the next push of a type, if there is one. One at a time is in
+// flight.
+func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
+	ts := &s.kinds[k]
+	if !ts.requested || ts.flight != nil {
+		return nil
+	}
+	var due []*item
+	for len(due) == 0 && len(ts.retries) > 0 {
+		due = slices.DeleteFunc(ts.retries[0], func(it *item) bool { _, queued := ts.queue[it]; return !queued })
+		ts.retries = ts.retries[1:]
+	}
+	if len(due) == 0 {
+		for it := range ts.queue {
+			due = append(due, it)
+		}
+	}
+	// The first answer may be empty, but it says "that is all": not while there
+	// is more to come.
+	greet := kinds[k].wildcard && !ts.greeted && ts.known && ts.count[pending]+ts.count[waiting] == 0
+	if len(due) == 0 && !greet {
+		return nil
+	}
+	ts.greeted = true
+	slices.SortFunc(due, func(a, b *item) int { return strings.Compare(a.name, b.name) })
+
+	s.nonces++
+	ts.flight = &push{nonce: strconv.Itoa(s.nonces), alone: len(due) == 1}
+	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: kinds[k].url, Nonce: ts.flight.nonce, SystemVersionInfo: ts.version}
+	for _, it := range due {
+		v := it.target
+		if it.desired == nil {
+			v = nil
+			resp.RemovedResources = append(resp.RemovedResources, it.name)
+		} else {
+			resp.Resources = append(resp.Resources, v.Resource)
+			if !slices.Contains(it.maybe, v) {
+				s.hold(k, v)
+				it.maybe = append(it.maybe, v)
+			}
+		}
+		// Of a removal on its way, nothing is certain: should the resource be
+		// wanted again, it is sent again, and until then no route leads there.
+		it.resend = v == nil && kinds[k].wildcard
+		it.ready = it.ready && !it.resend
+		s.mark(k, it)
+		ts.flight.entries = append(ts.flight.entries, entry{it, v})
+		if k == clusters && v != nil {
+			// Envoy warms a changed cluster until endpoints come, and does not
+			// ask for those that it has asked for before.
+			for _, name := range v.refs {
+				if e := s.item(endpoints, name); e.subscribed {
+					e.resend = true
+					s.mark(endpoints, e)
+				}
+			}
+		}
+	}
+	return resp
+}
+
+// reply answers the manager's latest response of a type, once there is an
+// answer and whenever it is another one.
+func (s *relayState) reply(k kind) *discoveryv3.DeltaDiscoveryRequest {
+	ts := &s.kinds[k]
+	if ts.nonce == "" || !ts.stale {
+		return nil
+	}
+	ts.stale = false
+	var a answer
+	switch {
+	case !s.envoy:
+		a = answer{codes.Unavailable, "no Envoy is connected"}
+	case ts.count[pending] > 0:
+		return nil
+	case ts.count[refused] > 0:
+		a = answer{codes.InvalidArgument, s.reasons(k, refused)}
+	case ts.count[waiting] > 0:
+		a = answer{codes.Unavailable, s.reasons(k, waiting)}
+	}
+	// A deferral asks for more, once; it does not take back an answer.
+	if ts.answer != nil && (a == *ts.answer || a.code == codes.Unavailable) {
+		return nil
+	}
+	ts.answer = &a
+	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: kinds[k].url, ResponseNonce: ts.nonce}
+	if a.code != codes.OK {
+		req.ErrorDetail = &rpcstatus.Status{Code: int32(a.code), Message: a.message}
+	}
+	return req
+}
+
+// reasons names who is refused or waiting, and why.
+func (s *relayState) reasons(k kind, of status) string {
+	var reasons []string
+	for name, it := range s.kinds[k].items {
+		if it.verdict.status == of {
+			reasons = append(reasons, fmt.Sprintf("%s %q: %s", kinds[k].noun, name, it.verdict.why))
+		}
+	}
+	slices.Sort(reasons)
+	return clip(strings.Join(reasons, "; "))
+}
