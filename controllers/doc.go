@@ -10,23 +10,30 @@
 // waited for before a gateway is told what is new.
 package controllers
 
-// What the operator may do. Whatever it reads it reads cluster-wide, because
-// routes and gateways may be in any namespace; Secrets only in its own, which
-// authority.go's Role says.
+// What the operator may do: nothing but what the code calls. It reads by list
+// and watch alone (the cache answers every Get), and cluster-wide, because
+// routes and gateways may be in any namespace. Server-side apply needs create
+// and patch; a status needs patch on its subresource.
 //
-// +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes;gatewayconfigs,verbs=get;list;watch
-// +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes/status,verbs=get;patch
-// +kubebuilder:rbac:groups=meshroute.io,resources=meshroutes,verbs=get;list;watch;create;patch;delete
-// +kubebuilder:rbac:groups=meshroute.io,resources=meshroutes/status,verbs=get;patch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gatewayclasses;gateways;referencegrants,verbs=get;list;watch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gatewayclasses/status;gateways/status,verbs=get;patch
-// +kubebuilder:rbac:groups="",resources=namespaces,verbs=get;list;watch
-// +kubebuilder:rbac:groups="",resources=services;configmaps;serviceaccounts,verbs=get;list;watch;create;patch
-// +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=get;list;watch
-// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;watch;create;patch
-// +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch
+// +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes;gatewayconfigs,verbs=list;watch
+// +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes/status,verbs=patch
+// +kubebuilder:rbac:groups=meshroute.io,resources=meshroutes,verbs=list;watch;create;delete
+// +kubebuilder:rbac:groups=meshroute.io,resources=meshroutes/status,verbs=patch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gatewayclasses;gateways;referencegrants,verbs=list;watch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gatewayclasses/status;gateways/status,verbs=patch
+// +kubebuilder:rbac:groups="",resources=namespaces,verbs=list;watch
+// +kubebuilder:rbac:groups="",resources=services;configmaps;serviceaccounts,verbs=list;watch;create;patch
+// +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
+// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=list;watch;create;patch
+// +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=list;watch;create;patch
 // +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
+
+// What it may do in its own namespace alone: keep its authority in one Secret
+// and its leadership in one Lease (a name cannot restrict create), and tell by
+// an Event, of the core group as leader election writes them, who leads.
+//
 // +kubebuilder:rbac:groups="",namespace=meshroute-system,resources=secrets,resourceNames=meshroute-ca,verbs=get;update
 // +kubebuilder:rbac:groups="",namespace=meshroute-system,resources=secrets,verbs=create
-// +kubebuilder:rbac:groups=coordination.k8s.io,namespace=meshroute-system,resources=leases,verbs=get;create;update
-// +kubebuilder:rbac:groups=events.k8s.io,namespace=meshroute-system,resources=events,verbs=create;patch
+// +kubebuilder:rbac:groups=coordination.k8s.io,namespace=meshroute-system,resources=leases,resourceNames=meshroute-manager,verbs=get;update
+// +kubebuilder:rbac:groups=coordination.k8s.io,namespace=meshroute-system,resources=leases,verbs=create
+// +kubebuilder:rbac:groups="",namespace=meshroute-system,resources=events,verbs=create;patch

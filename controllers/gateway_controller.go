@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -36,7 +37,7 @@ type GatewayReconciler struct {
 	// Options returns what all gateways have in common; the roots among it
 	// change with the authority.
 	Options func() workload.Options
-	// Changed names Gateways whose objects may have to be different.
+	// Changed is told whenever the objects of gateways may have to be different.
 	Changed <-chan event.GenericEvent
 
 	applier *applier
@@ -94,6 +95,14 @@ func (r *GatewayReconciler) SetupWithManager(mgr manager.Manager) error {
 			return stateOf(e.ObjectOld) != stateOf(e.ObjectNew)
 		},
 	})
+	// What was built may concern any of them; most have nothing to apply then.
+	all := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
+		var requests []reconcile.Request
+		for _, gw := range r.Dataplane.Result().Gateways {
+			requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Namespace: gw.Namespace, Name: gw.Name}})
+		}
+		return requests
+	})
 	return builder.ControllerManagedBy(mgr).
 		Named("gateway").
 		For(&gatewayv1.Gateway{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
@@ -102,6 +111,6 @@ func (r *GatewayReconciler) SetupWithManager(mgr manager.Manager) error {
 		Owns(&corev1.Service{}, owned).
 		Owns(&policyv1.PodDisruptionBudget{}, owned).
 		Owns(&appsv1.Deployment{}, owned).
-		WatchesRawSource(source.Channel(r.Changed, &handler.EnqueueRequestForObject{})).
+		WatchesRawSource(source.Channel(r.Changed, all)).
 		Complete(reconcile.Func(r.Reconcile))
 }

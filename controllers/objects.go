@@ -86,15 +86,19 @@ func stateOf(object metav1.Object) string {
 
 // applyStatus writes the status of an object that exists.
 func applyStatus(ctx context.Context, c client.Client, owner client.FieldOwner, object client.Object, status any) error {
-	encoded, err := runtime.DefaultUnstructuredConverter.ToUnstructured(status)
+	encoded, err := json.Marshal(status)
 	if err != nil {
+		return fmt.Errorf("encode the status of %s: %w", describe(object), err)
+	}
+	var content map[string]any
+	if err := json.Unmarshal(encoded, &content); err != nil {
 		return fmt.Errorf("encode the status of %s: %w", describe(object), err)
 	}
 	gvk, err := c.GroupVersionKindFor(object)
 	if err != nil {
 		return err
 	}
-	patch := &unstructured.Unstructured{Object: map[string]any{"status": encoded}}
+	patch := &unstructured.Unstructured{Object: map[string]any{"status": content}}
 	patch.SetGroupVersionKind(gvk)
 	patch.SetNamespace(object.GetNamespace())
 	patch.SetName(object.GetName())

@@ -188,6 +188,7 @@ type HeaderMatch struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=128
 	// +kubebuilder:validation:Pattern="^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
+	// +kubebuilder:validation:XValidation:rule="!self.contains('_')",message="headers: headers with '_' in their names are dropped by gateways before they could match; use '-'"
 	// +kubebuilder:validation:XValidation:rule="self.lowerAscii() != 'host'",message="headers: match hostnames by spec.hostnames, not by the Host header"
 	Name string `json:"name"`
 
@@ -264,7 +265,7 @@ type DirectResponse struct {
 	// +kubebuilder:validation:Maximum=599
 	Status *int32 `json:"status,omitempty"`
 
-	// Body of a Fixed response, at most 4096 bytes of text.
+	// Body of a Fixed response, at most 4096 characters.
 	//
 	// +optional
 	// +kubebuilder:validation:MaxLength=4096

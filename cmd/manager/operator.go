@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/http"
@@ -53,6 +54,7 @@ func operatorCommand() *cobra.Command {
 	})
 	command.Long = "Runs gateways as routes say. The API server is found by --kubeconfig, the variable KUBECONFIG, or the pod's own service account."
 	flags := command.Flags()
+	flags.AddGoFlag(flag.Lookup("kubeconfig")) // controller-runtime's
 	flags.StringVar(&options.namespace, "namespace", cmp.Or(os.Getenv("POD_NAMESPACE"), "meshroute-system"), "namespace that the operator runs in")
 	flags.StringVar(&options.service, "service", "", "host by which agents reach this operator (default meshroute-manager.<namespace>.svc)")
 	flags.StringVar(&options.xdsBind, "xds-bind-address", ":18000", "where agents get configuration, over mutual TLS")

@@ -1,0 +1,230 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"meshroute.io/meshroute/internal/workload"
+)
+
+// Operator is the manager as a process.
+type Operator struct {
+	*Process
+	// Probes is its base URL for /healthz and /readyz.
+	Probes string
+}
+
+// StartOperator starts the manager against a cluster.
+func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder string) (*Operator, error) {
+	err := c.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: SystemNamespace}})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return nil, err
+	}
+	ports := make([]string, 3)
+	for i := range ports {
+		port, err := FreePort()
+		if err != nil {
+			return nil, err
+		}
+		ports[i] = "127.0.0.1:" + strconv.Itoa(port)
+	}
+	process, err := StartProcess("manager", filepath.Join(folder, "manager.log"), binaries.Manager,
+		"--kubeconfig", c.Kubeconfig, "--namespace", SystemNamespace, "--service", "localhost",
+		"--xds-bind-address", ports[0], "--certificate-bind-address", ports[1], "--health-probe-bind-address", ports[2])
+	if err != nil {
+		return nil, err
+	}
+	return &Operator{Process: process, Probes: "http://" + ports[2]}, nil
+}
+
+// Pod is a gateway pod: the containers of the Deployment that the manager has
+// applied, as processes. It does what a kubelet does: mounts, token, restarts.
+type Pod struct {
+	Agent, Envoy *Process
+	// Readiness is the URL of the pod's readiness probe.
+	Readiness string
+	Name      string
+
+	folder string
+}
+
+// StartPod starts a pod of a gateway, once its Deployment is there.
+func (c *Cluster) StartPod(ctx context.Context, binaries Binaries, folder string, gateway client.ObjectKey, class, name string) (*Pod, error) {
+	key := client.ObjectKey{Namespace: gateway.Namespace, Name: workload.Name(gateway.Name, class)}
+	var deployment appsv1.Deployment
+	var config corev1.ConfigMap
+	if err := c.await(ctx, key, &deployment); err != nil {
+		return nil, err
+	}
+	if err := c.await(ctx, key, &config); err != nil {
+		return nil, err
+	}
+	template := deployment.Spec.Template
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: gateway.Namespace, Name: name, Labels: template.Labels},
+		Spec:       template.Spec,
+	}
+	if err := c.Client.Create(ctx, pod); err != nil && !apierrors.IsAlreadyExists(err) {
+		return nil, err
+	}
+	if err := c.Client.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+		return nil, err
+	}
+
+	p := &Pod{Name: name, folder: filepath.Join(folder, gateway.Namespace+"-"+name)}
+	// Where the pod's volumes are mounted there, and here.
+	mounts := strings.NewReplacer(
+		"/run/meshroute", filepath.Join(p.folder, "run"),
+		"/var/lib/meshroute", filepath.Join(p.folder, "state"),
+		"/etc/meshroute", filepath.Join(p.folder, "config"),
+		"/var/run/secrets/meshroute", filepath.Join(p.folder, "token"),
+	)
+	for _, volume := range []string{"run", "state", "config", "token"} {
+		if err := os.MkdirAll(filepath.Join(p.folder, volume), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	for file, content := range config.Data {
+		if err := os.WriteFile(filepath.Join(p.folder, "config", file), []byte(mounts.Replace(content)), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	token, err := c.podToken(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(p.folder, "token", "token"), []byte(token), 0o600); err != nil {
+		return nil, err
+	}
+
+	probes, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	p.Readiness = fmt.Sprintf("http://127.0.0.1:%d/readyz", probes)
+	var failed error
+	for _, container := range template.Spec.Containers {
+		args := make([]string, len(container.Args))
+		for i, arg := range container.Args {
+			arg = mounts.Replace(strings.ReplaceAll(arg, "$(POD_NAME)", name))
+			args[i] = strings.ReplaceAll(arg, ":19001", fmt.Sprintf("127.0.0.1:%d", probes))
+		}
+		log := filepath.Join(p.folder, container.Name+".log")
+		switch container.Name {
+		case "envoy":
+			// Several Envoys share this machine's memory segments otherwise, and
+			// its two cores.
+			args = append(args, "--use-dynamic-base-id", "--concurrency", "1")
+			p.Envoy, err = StartProcess("envoy", log, binaries.Envoy, args...)
+		case "agent":
+			p.Agent, err = StartProcess("agent", log, binaries.Agent, args...)
+		default:
+			err = fmt.Errorf("unknown container %s", container.Name)
+		}
+		failed = errors.Join(failed, err)
+	}
+	if failed != nil {
+		p.Stop()
+		return nil, failed
+	}
+	return p, nil
+}
+
+// podToken asks for the token that a kubelet would mount.
+func (c *Cluster) podToken(ctx context.Context, pod *corev1.Pod) (string, error) {
+	for _, volume := range pod.Spec.Volumes {
+		if volume.Projected == nil {
+			continue
+		}
+		wanted := volume.Projected.Sources[0].ServiceAccountToken
+		request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+			Audiences:         []string{wanted.Audience},
+			ExpirationSeconds: wanted.ExpirationSeconds,
+			BoundObjectRef:    &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID},
+		}}
+		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Spec.ServiceAccountName}}
+		if err := c.Client.SubResource("token").Create(ctx, account, request); err != nil {
+			return "", fmt.Errorf("token of pod %s: %w", pod.Name, err)
+		}
+		return request.Status.Token, nil
+	}
+	return "", errors.New("the pod has no projected token")
+}
+
+// await waits until an object exists.
+func (c *Cluster) await(ctx context.Context, key client.ObjectKey, object client.Object) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		err := c.Client.Get(ctx, key, object)
+		if err == nil || !apierrors.IsNotFound(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %T %s: %w", object, key, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Stop ends the pod's containers.
+func (p *Pod) Stop() {
+	for _, process := range []*Process{p.Envoy, p.Agent} {
+		if process != nil {
+			process.Stop()
+		}
+	}
+}
+
+// LastGood is the content of the file in which the agent keeps the last good
+// configuration.
+func (p *Pod) LastGood() (string, error) {
+	content, err := os.ReadFile(filepath.Join(p.folder, "state", "last-good.pb"))
+	return string(content), err
+}
+
+// Stat returns Envoy's statistics whose names start with one of the prefixes.
+func (p *Pod) Stat(prefixes ...string) (map[string]string, error) {
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(p.folder, "run", "admin.sock"))
+		},
+	}}
+	response, err := client.Get("http://envoy/stats")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, err
+	}
+	stats := map[string]string{}
+	for line := range strings.Lines(string(body)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		for _, prefix := range prefixes {
+			if strings.HasPrefix(name, prefix) {
+				stats[name] = value
+			}
+		}
+	}
+	return stats, nil
+}

@@ -1,0 +1,107 @@
+package integration_test
+
+import (
+	"fmt"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+	"meshroute.io/meshroute/test/harness"
+)
+
+func url(port int) string { return fmt.Sprintf("http://127.0.0.1:%d/", port) }
+
+var _ = Describe("Traffic", Label("resilience"), func() {
+	var namespace, host string
+	var route *v1alpha1.ServiceRoute
+	BeforeEach(func(ctx SpecContext) {
+		namespace = newNamespace(ctx)
+		host = hostOf(namespace)
+		route = harness.Route(namespace, "app", host, "app", harness.Parent("default", "main"))
+		create(ctx, harness.Service(namespace, "app"), harness.Endpoints(namespace, "app", backend("app", nil)), route)
+		Eventually(status(host, "/")).Should(Equal(200))
+		Eventually(routeCondition(ctx, route, v1alpha1.ConditionReady)).Should(HavePrefix("True Ready:"))
+	})
+
+	// takesChanges shows that a change made now reaches Envoy.
+	takesChanges := func(ctx SpecContext) {
+		GinkgoHelper()
+		name := fmt.Sprintf("new-%d", time.Now().UnixNano())
+		create(ctx, harness.Route(namespace, name, name+"."+host, "app", harness.Parent("default", "main")))
+		Eventually(status(name+"."+host, "/")).Should(Equal(200))
+	}
+
+	It("goes on while the manager is away, and changes are taken when it is back", func(ctx SpecContext) {
+		load := harness.StartLoad(200, url(port), host)
+		operator.Hold()
+		missed := harness.Route(namespace, "missed", "missed."+host, "app", harness.Parent("default", "main"))
+		create(ctx, missed)
+		sent := load.Sent()
+		Eventually(load.Sent).Should(BeNumerically(">", sent+200))
+		Expect(status("missed."+host, "/")()).To(Equal(404))
+		Expect(operator.Resume()).To(Succeed())
+		Eventually(status("missed."+host, "/")).Should(Equal(200))
+		takesChanges(ctx)
+		Expect(load.Stop()).To(HaveField("Failed", 0))
+	})
+
+	It("does not notice that the agent was killed", func(ctx SpecContext) {
+		load := harness.StartLoad(200, url(port), host)
+		pod.Agent.Kill()
+		Expect(harness.AwaitOK(ctx, pod.Readiness)).To(Succeed())
+		takesChanges(ctx)
+		Expect(load.Stop()).To(HaveField("Failed", 0))
+	})
+
+	It("comes back by itself when Envoy was killed", func(ctx SpecContext) {
+		pod.Envoy.Kill()
+		Eventually(status(host, "/")).Should(Equal(200))
+		Expect(harness.AwaitOK(ctx, pod.Readiness)).To(Succeed())
+		takesChanges(ctx)
+	})
+
+	It("comes back from the last good configuration when agent and Envoy start with the manager gone", func(ctx SpecContext) {
+		// The last good configuration is written within a second.
+		Eventually(pod.LastGood).WithContext(ctx).Should(ContainSubstring(host))
+		operator.Hold()
+		DeferCleanup(func() { _ = operator.Resume() })
+		pod.Envoy.Hold()
+		pod.Agent.Kill()
+		Expect(pod.Envoy.Resume()).To(Succeed())
+		Eventually(status(host, "/")).Should(Equal(200))
+		Expect(harness.AwaitOK(ctx, pod.Readiness)).To(Succeed())
+		Expect(operator.Resume()).To(Succeed())
+		takesChanges(ctx)
+	})
+
+	It("of good routes is untouched by bad ones beside them", func(ctx SpecContext) {
+		load := harness.StartLoad(200, url(port), host)
+		bad := harness.Route(namespace, "bad", "bad."+host, "nowhere", harness.Parent("default", "main"))
+		twin := harness.Route(namespace, "twin", host, "app", harness.Parent("default", "main"))
+		create(ctx, bad, twin)
+		create(ctx, harness.Gateway(namespace, "classless", "no-such-class", port+2))
+		Eventually(status("bad."+host, "/")).Should(Equal(500))
+		Eventually(routeCondition(ctx, bad, "ResolvedRefs")).Should(HavePrefix("False BackendNotFound:"))
+		Eventually(routeCondition(ctx, twin, "Accepted")).Should(HavePrefix("False RouteConflict:"))
+		takesChanges(ctx)
+		Expect(load.Stop()).To(HaveField("Failed", 0))
+		Expect(routeCondition(ctx, route, v1alpha1.ConditionReady)()).To(HavePrefix("True Ready:"))
+	})
+
+	It("survives that its route is moved from one Service to another, again and again", func(ctx SpecContext) {
+		create(ctx, harness.Service(namespace, "other"), harness.Endpoints(namespace, "other", backend("other", nil)))
+		load := harness.StartLoad(200, url(port), host)
+		for i := range 20 {
+			target := []gatewayv1.ObjectName{"other", "app"}[i%2]
+			change(ctx, route, func(r *v1alpha1.ServiceRoute) { r.Spec.Rules[0].Backends[0].Name = target })
+			Eventually(func() (string, error) {
+				got, err := get(port, host, "/")
+				return got.Backend, err
+			}).Should(Equal(string(target)))
+		}
+		Expect(load.Stop()).To(HaveField("Failed", 0))
+	})
+})

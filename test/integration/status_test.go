@@ -1,0 +1,204 @@
+package integration_test
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+	"meshroute.io/meshroute/test/harness"
+)
+
+var _ = Describe("Statuses", Label("status"), func() {
+	DescribeTable("of a route that cannot be served tell why and what to do",
+		func(ctx SpecContext, change func(namespace string, route *v1alpha1.ServiceRoute), kind, prefix, todo string) {
+			namespace := newNamespace(ctx)
+			route := harness.Route(namespace, "r", hostOf(namespace), "app", harness.Parent("default", "main"))
+			create(ctx, harness.Service(namespace, "app"))
+			change(namespace, route)
+			create(ctx, route)
+			Eventually(routeCondition(ctx, route, kind)).Should(SatisfyAll(HavePrefix(prefix), ContainSubstring(todo)))
+			Eventually(routeCondition(ctx, route, v1alpha1.ConditionReady)).Should(ContainSubstring(todo))
+			Eventually(meshRoute(ctx, route)).Should(HaveField("Conditions", ContainElement(HaveField("Message", ContainSubstring(todo)))))
+		},
+		Entry("Service missing", func(_ string, r *v1alpha1.ServiceRoute) { r.Spec.Rules[0].Backends[0].Name = "none" },
+			"ResolvedRefs", "False BackendNotFound:", "does not exist: create it or correct the backend's name"),
+		Entry("port missing, by number", func(_ string, r *v1alpha1.ServiceRoute) {
+			r.Spec.Rules[0].Backends[0].Port = intstr.FromInt32(81)
+		}, "ResolvedRefs", "False PortNotFound:", "it has 80 (http)"),
+		Entry("port missing, by name", func(_ string, r *v1alpha1.ServiceRoute) {
+			r.Spec.Rules[0].Backends[0].Port = intstr.FromString("https")
+		}, "ResolvedRefs", "False PortNotFound:", "correct the backend's port"),
+		Entry("Gateway missing", func(_ string, r *v1alpha1.ServiceRoute) { r.Spec.ParentRefs[0].Name = "none" },
+			"Accepted", "False GatewayNotFound:", "create it or correct parentRefs"),
+		Entry("listener missing", func(_ string, r *v1alpha1.ServiceRoute) {
+			r.Spec.ParentRefs[0].SectionName = new(gatewayv1.SectionName("none"))
+		}, "Accepted", "False NoMatchingParent:", "correct sectionName or port"),
+	)
+
+	It("tell of a Gateway whose class does not exist", func(ctx SpecContext) {
+		namespace := newNamespace(ctx)
+		create(ctx, harness.Gateway(namespace, "orphan", "none", port+3))
+		route := harness.Route(namespace, "r", hostOf(namespace), "app", harness.Parent(namespace, "orphan"))
+		create(ctx, route)
+		Eventually(routeCondition(ctx, route, "Accepted")).Should(
+			SatisfyAll(HavePrefix("False GatewayClassNotFound:"), ContainSubstring(`GatewayClass "none", which does not exist`)))
+	})
+
+	It("of Gateways and their listeners follow Gateway API", func(ctx SpecContext) {
+		namespace := newNamespace(ctx)
+		gw := harness.Gateway(namespace, "odd", class, port+4)
+		gw.Spec.Listeners = append(gw.Spec.Listeners, gatewayv1.Listener{Name: "tcp", Protocol: gatewayv1.TCPProtocolType, Port: 9})
+		create(ctx, gw)
+		Eventually(func() (gatewayv1.GatewayStatus, error) {
+			err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(gw), gw)
+			return gw.Status, err
+		}).Should(SatisfyAll(
+			HaveField("Conditions", ContainElement(SatisfyAll(HaveField("Type", "Accepted"), HaveField("Reason", "ListenersNotValid"), HaveField("Status", metav1.ConditionTrue)))),
+			HaveField("Conditions", ContainElement(SatisfyAll(HaveField("Type", "Programmed"), HaveField("Reason", "NoGatewayPods")))),
+			HaveField("Listeners", ContainElement(SatisfyAll(HaveField("Name", gatewayv1.SectionName("tcp")),
+				HaveField("Conditions", ContainElement(HaveField("Reason", "UnsupportedProtocol")))))),
+		))
+		var main gatewayv1.Gateway
+		Eventually(func() (string, error) {
+			err := cluster.Client.Get(ctx, client.ObjectKey{Namespace: "default", Name: "main"}, &main)
+			return condition(main.Status.Conditions, "Programmed"), err
+		}).Should(HavePrefix("True Programmed:"))
+		var gatewayClass gatewayv1.GatewayClass
+		Expect(cluster.Client.Get(ctx, client.ObjectKey{Name: class}, &gatewayClass)).To(Succeed())
+		Expect(condition(gatewayClass.Status.Conditions, "Accepted")).To(HavePrefix("True Accepted:"))
+	})
+
+	It("are what kubectl shows, for each route and for the namespace", func(ctx SpecContext) {
+		namespace := newNamespace(ctx)
+		host := hostOf(namespace)
+		good := harness.Route(namespace, "good", host, "app", harness.Parent("default", "main"))
+		bad := harness.Route(namespace, "bad", "bad."+host, "none", harness.Parent("default", "main"))
+		create(ctx, harness.Service(namespace, "app"), harness.Endpoints(namespace, "app", backend("app", nil)), good, bad)
+		Eventually(func() (string, error) {
+			table, err := cluster.Kubectl(ctx, "-n", namespace, "get", "meshroutes")
+			lines := strings.Split(table, "\n")
+			for i := range lines {
+				lines[i] = strings.Join(strings.Fields(lines[i]), " ")
+			}
+			return strings.Join(lines, "\n"), err
+		}).Should(SatisfyAll(
+			HavePrefix("NAME HOSTS READY PROGRAMMED ENDPOINTS MESSAGE AGE\n"),
+			ContainSubstring("\ngood "+host+" True 1/1 1/1 serving "),
+			ContainSubstring("\nbad bad."+host+" False 1/1 0/0 rule \"all\": Service "+namespace+"/none does not exist"),
+		))
+		table, err := cluster.Kubectl(ctx, "-n", namespace, "get", "meshroutes", "status")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(table).To(ContainSubstring("1 of 2 routes ready; not ready: bad"))
+		_, err = cluster.Kubectl(ctx, "-n", namespace, "get", "mr,sr,gwc")
+		Expect(err).NotTo(HaveOccurred())
+
+		By("vanishing with the route")
+		Expect(cluster.Client.Delete(ctx, bad)).To(Succeed())
+		Eventually(func() (string, error) { return cluster.Kubectl(ctx, "-n", namespace, "get", "meshroutes") }).Should(
+			SatisfyAll(Not(ContainSubstring("bad")), ContainSubstring("1 of 1 routes ready")))
+	})
+})
+
+var _ = Describe("The objects of a gateway", Label("workload"), func() {
+	name := client.ObjectKey{Namespace: "default", Name: "main-" + class}
+
+	It("are there, owned by the Gateway, and fit for Pod Security restricted", func(ctx SpecContext) {
+		for _, object := range []client.Object{
+			&appsv1.Deployment{}, &corev1.Service{}, &corev1.ServiceAccount{}, &corev1.ConfigMap{}, &policyv1.PodDisruptionBudget{},
+		} {
+			Expect(cluster.Client.Get(ctx, name, object)).To(Succeed())
+			Expect(object.GetOwnerReferences()).To(ConsistOf(SatisfyAll(HaveField("Kind", "Gateway"), HaveField("Name", "main"))))
+			Expect(object.GetLabels()).To(HaveKeyWithValue("gateway.networking.k8s.io/gateway-name", "main"))
+		}
+		var deployment appsv1.Deployment
+		Expect(cluster.Client.Get(ctx, name, &deployment)).To(Succeed())
+		restricted := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+			GenerateName: "restricted-", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
+		}}
+		create(ctx, restricted)
+		sample := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: restricted.Name, Name: "p"}, Spec: deployment.Spec.Template.Spec}
+		Expect(cluster.Client.Create(ctx, sample, client.DryRunAll)).To(Succeed())
+	})
+
+	It("are mended when somebody changes them, and follow their GatewayConfig", func(ctx SpecContext) {
+		var deployment appsv1.Deployment
+		Expect(cluster.Client.Get(ctx, name, &deployment)).To(Succeed())
+		change(ctx, &deployment, func(d *appsv1.Deployment) { d.Spec.Template.Spec.Containers[0].Image = "else" })
+		Eventually(func() (string, error) {
+			err := cluster.Client.Get(ctx, name, &deployment)
+			return deployment.Spec.Template.Spec.Containers[0].Image, err
+		}).ShouldNot(Equal("else"))
+
+		namespace := newNamespace(ctx)
+		config := &v1alpha1.GatewayConfig{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "big"}}
+		config.Spec.Replicas = new(int32(3))
+		config.Spec.ServiceType = new(corev1.ServiceTypeNodePort)
+		config.Spec.Ports = []v1alpha1.GatewayPort{{Port: 80, NodePort: new(int32(30088))}}
+		gw := harness.Gateway(namespace, "big", class, 80)
+		gw.Spec.Infrastructure = &gatewayv1.GatewayInfrastructure{
+			Labels:        map[gatewayv1.LabelKey]gatewayv1.LabelValue{"team": "edge"},
+			ParametersRef: &gatewayv1.LocalParametersReference{Group: "meshroute.io", Kind: "GatewayConfig", Name: "big"},
+		}
+		create(ctx, gw)
+		Eventually(func() (string, error) {
+			err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(gw), gw)
+			return condition(gw.Status.Conditions, "Accepted"), err
+		}).Should(SatisfyAll(HavePrefix("False InvalidParameters:"), ContainSubstring("GatewayConfig "+namespace+"/big does not exist")))
+		create(ctx, config)
+		own := client.ObjectKey{Namespace: namespace, Name: "big-" + class}
+		Eventually(func() error { return cluster.Client.Get(ctx, own, &deployment) }).Should(Succeed())
+		Expect(*deployment.Spec.Replicas).To(Equal(int32(3)))
+		Expect(deployment.Labels).To(HaveKeyWithValue("team", "edge"))
+		var service corev1.Service
+		Eventually(func() error { return cluster.Client.Get(ctx, own, &service) }).Should(Succeed())
+		Expect(service.Spec.Ports).To(ConsistOf(SatisfyAll(HaveField("Port", int32(80)), HaveField("NodePort", int32(30088)),
+			HaveField("TargetPort", intstr.FromInt32(10080)))))
+	})
+
+	It("cost nothing while nothing changes: no write to the API, no push to Envoy", func(ctx SpecContext) {
+		// Events that change nothing are asked for; the rest is silence.
+		writes := func() []string {
+			content, err := os.ReadFile(cluster.AuditLog)
+			Expect(err).NotTo(HaveOccurred())
+			var found []string
+			for line := range strings.Lines(string(content)) {
+				var event struct {
+					Verb, RequestURI string
+					User             struct{ Username string }
+					UserAgent        string
+				}
+				if json.Unmarshal([]byte(line), &event) == nil && strings.HasPrefix(event.UserAgent, "manager/") &&
+					event.Verb != "get" && event.Verb != "list" && event.Verb != "watch" {
+					found = append(found, event.Verb+" "+event.RequestURI)
+				}
+			}
+			return found
+		}
+		// What specs before have left is written within seconds.
+		count := len(writes())
+		Eventually(func() bool {
+			before := count
+			count = len(writes())
+			return before == count
+		}).WithPolling(2 * time.Second).Should(BeTrue())
+		updates, err := pod.Stat("cluster_manager.cds.update_attempt", "listener_manager.lds.update_attempt", "http.rds")
+		Expect(err).NotTo(HaveOccurred())
+
+		main := harness.Gateway("default", "main", class, port)
+		change(ctx, main, func(gw *gatewayv1.Gateway) { gw.Annotations = map[string]string{"note": time.Now().String()} })
+		Consistently(func() int { return len(writes()) }).WithTimeout(4 * time.Second).WithPolling(time.Second).Should(Equal(count))
+		Expect(pod.Stat("cluster_manager.cds.update_attempt", "listener_manager.lds.update_attempt", "http.rds")).To(Equal(updates))
+	})
+})
