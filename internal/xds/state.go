@@ -87,6 +87,7 @@ type item struct {
 
 	subscribed bool // named types only
 	resend     bool // Envoy wants it again although it has it
+	leaving    bool // a removal was sent: until an acknowledgement Envoy may have it or not
 	told       bool // Envoy was told that it does not exist
 	ready      bool // clusters: routes may lead here
 
@@ -327,7 +328,12 @@ func (s *relayState) envoyRequest(req *discoveryv3.DeltaDiscoveryRequest) {
 		}
 		for _, name := range req.GetResourceNamesSubscribe() {
 			it := s.item(k, name)
-			it.subscribed, it.resend, it.told = true, true, false
+			// Asked for, so sent, unless it says that it has it. It cannot know of
+			// a cluster that was sent before this came and wants it again.
+			if _, has := req.GetInitialResourceVersions()[name]; !has || ts.requested {
+				it.resend = true
+			}
+			it.subscribed, it.told = true, false
 			s.mark(k, it)
 		}
 	}
@@ -342,7 +348,6 @@ func (s *relayState) envoyRequest(req *discoveryv3.DeltaDiscoveryRequest) {
 			v = &version{Resource: &discoveryv3.Resource{Name: name, Version: number}, unknown: true}
 		}
 		s.setHeld(k, it, v)
-		it.resend = false
 	}
 	s.markAll(k)
 	switch k {
@@ -362,7 +367,7 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 	case refusal == nil:
 		for _, e := range entries {
 			if e.v == nil {
-				e.it.told, e.it.resend = true, false
+				e.it.told = true
 			}
 			if e.v != nil || kinds[k].wildcard {
 				s.setHeld(k, e.it, e.v)
@@ -370,7 +375,7 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 			s.mark(k, e.it)
 		}
 	case alone && entries[0].v == nil: // nothing more can be done about it
-		entries[0].it.told, entries[0].it.resend = true, false
+		entries[0].it.told = true
 		s.setHeld(k, entries[0].it, nil)
 		s.mark(k, entries[0].it)
 	case alone:
@@ -382,6 +387,9 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 		s.lastNack = fmt.Sprintf("%s %q: %s", kinds[k].noun, it.name, v.refused)
 		it.maybe = slices.DeleteFunc(it.maybe, func(other *version) bool { return other == v })
 		s.release(k, v)
+		// A changed cluster may still be warming: what it gets instead is sent
+		// even where Envoy had it before.
+		it.resend = k == endpoints && it.subscribed
 		if it.good == v {
 			s.setGood(k, it, nil)
 		}
@@ -475,7 +483,7 @@ func (s *relayState) setHeld(k kind, it *item, v *version) {
 	for _, old := range it.maybe {
 		s.release(k, old)
 	}
-	it.held, it.maybe = v, nil
+	it.held, it.maybe, it.leaving = v, nil, false
 	if v == nil {
 		it.ready = false
 	}
@@ -656,7 +664,7 @@ func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 	switch {
 	case it.target == nil:
 		return false, verdict{refused, it.desired.refused}
-	case asked && it.held == it.target && len(it.maybe) == 0 && !it.resend:
+	case asked && it.held == it.target && len(it.maybe) == 0 && !it.resend && !it.leaving:
 		if it.target != it.desired {
 			return false, verdict{refused, it.desired.refused}
 		}
@@ -737,7 +745,7 @@ func (s *relayState) ready(k kind, it *item) (v verdict) {
 // ready once Envoy has it and its endpoints, and stays so while it is updated:
 // Envoy uses the old one until the new one is warm.
 func (s *relayState) need(it *item) verdict {
-	if it.held != nil && !it.held.unknown && !it.ready && !it.resend && len(it.maybe) == 0 {
+	if it.held != nil && !it.held.unknown && !it.ready && !it.leaving && len(it.maybe) == 0 {
 		it.ready = true
 		for _, name := range it.held.refs {
 			if e := s.kinds[endpoints].items[name]; e == nil || e.held == nil || e.resend {
@@ -839,20 +847,19 @@ func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
 				it.maybe = append(it.maybe, v)
 			}
 		}
-		// Of a removal on its way, nothing is certain: should the resource be
-		// wanted again, it is sent again, and until then no route leads there.
-		it.resend = v == nil && kinds[k].wildcard
-		it.ready = it.ready && !it.resend
-		s.mark(k, it)
+		it.resend = false
+		if v == nil && kinds[k].wildcard {
+			it.leaving, it.ready = true, false
+			s.mark(k, it)
+		}
 		ts.flight.entries = append(ts.flight.entries, entry{it, v})
 		if k == clusters && v != nil {
 			// Envoy warms a changed cluster until endpoints come, and does not
 			// ask for those that it has asked for before.
 			for _, name := range v.refs {
-				if e := s.item(endpoints, name); e.subscribed {
-					e.resend = true
-					s.mark(endpoints, e)
-				}
+				e := s.item(endpoints, name)
+				e.resend = true
+				s.mark(endpoints, e)
 			}
 		}
 	}

@@ -1,0 +1,574 @@
+package xds
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// ---- Resources, as small as they can be.
+
+func packed(m proto.Message) *anypb.Any {
+	a, err := anypb.New(m)
+	if err != nil {
+		panic(err)
+	}
+	return a
+}
+
+func body(k kind, name string, refs ...string) proto.Message {
+	switch k {
+	case clusters:
+		return &clusterv3.Cluster{Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}}
+	case endpoints:
+		return &endpointv3.ClusterLoadAssignment{ClusterName: name}
+	case routes:
+		rc := &routev3.RouteConfiguration{Name: name}
+		for _, ref := range refs {
+			rc.VirtualHosts = append(rc.VirtualHosts, &routev3.VirtualHost{Name: ref, Domains: []string{ref}, Routes: []*routev3.Route{{
+				Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+				Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: ref}}},
+			}}})
+		}
+		return rc
+	}
+	l := &listenerv3.Listener{Name: name}
+	for _, ref := range refs {
+		l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{Filters: []*listenerv3.Filter{{
+			Name: "hcm",
+			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed(&hcmv3.HttpConnectionManager{
+				RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{RouteConfigName: ref}},
+			})},
+		}}})
+	}
+	return l
+}
+
+func res(k kind, name, version string, refs ...string) *discoveryv3.Resource {
+	return &discoveryv3.Resource{Name: name, Version: version, Resource: packed(body(k, name, refs...))}
+}
+
+func refsOf(k kind, r *discoveryv3.Resource) []string {
+	if kinds[k].refs == nil {
+		return nil
+	}
+	names, err := kinds[k].refs(r.GetResource().GetValue())
+	if err != nil {
+		panic(err)
+	}
+	return names
+}
+
+// ---- A manager that behaves like go-control-plane's delta server.
+
+type content = [numKinds]map[string]*discoveryv3.Resource
+
+type fakeManager struct {
+	content  content
+	versions [numKinds]uint64
+	tracker  tracker
+	stream   *ackStream
+	known    [numKinds]map[string]string
+	armed    [numKinds]bool
+	first    [numKinds]bool
+	nonces   int
+	out      []*discoveryv3.DeltaDiscoveryResponse
+	answers  [numKinds]*discoveryv3.DeltaDiscoveryRequest
+	latest   [numKinds]string
+}
+
+func (m *fakeManager) set(to content) {
+	changed := false
+	for k := range numKinds {
+		if !maps.EqualFunc(m.content[k], to[k], func(a, b *discoveryv3.Resource) bool { return a.Version == b.Version }) {
+			m.versions[k]++
+			changed = true
+		}
+		m.content[k] = to[k]
+	}
+	if changed {
+		m.tracker.advance(m.versions)
+	}
+	for k := range numKinds {
+		m.respond(k)
+	}
+}
+
+func (m *fakeManager) connect() {
+	if m.stream != nil {
+		m.tracker.close(m.stream)
+	}
+	m.stream = m.tracker.open("pod")
+	m.out = nil
+	m.armed, m.answers, m.latest = [numKinds]bool{}, [numKinds]*discoveryv3.DeltaDiscoveryRequest{}, [numKinds]string{}
+}
+
+func (m *fakeManager) request(req *discoveryv3.DeltaDiscoveryRequest) {
+	k, _ := kindOf(req.TypeUrl)
+	if req.ResponseNonce == "" {
+		m.known[k] = maps.Clone(req.InitialResourceVersions)
+		if m.known[k] == nil {
+			m.known[k] = map[string]string{}
+		}
+		m.first[k] = true
+	} else {
+		if req.ResponseNonce == m.latest[k] {
+			m.answers[k] = req
+		}
+		if req.ErrorDetail == nil {
+			m.tracker.answer(m.stream, k, req.ResponseNonce, nil)
+		} else if req.ErrorDetail.Code != int32(codes.Unavailable) {
+			m.tracker.answer(m.stream, k, req.ResponseNonce, &req.ErrorDetail.Message)
+		}
+	}
+	m.armed[k] = true
+	m.respond(k)
+	if m.armed[k] {
+		m.tracker.synced(m.stream, k, m.versions[k])
+	}
+}
+
+func (m *fakeManager) respond(k kind) {
+	if !m.armed[k] {
+		return
+	}
+	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: kinds[k].url, SystemVersionInfo: strconv.FormatUint(m.versions[k], 10)}
+	for name, r := range m.content[k] {
+		if m.known[k][name] != r.Version {
+			resp.Resources = append(resp.Resources, r)
+			m.known[k][name] = r.Version
+		}
+	}
+	for name := range m.known[k] {
+		if m.content[k][name] == nil {
+			resp.RemovedResources = append(resp.RemovedResources, name)
+			delete(m.known[k], name)
+		}
+	}
+	if len(resp.Resources)+len(resp.RemovedResources) == 0 && !m.first[k] {
+		return
+	}
+	m.first[k], m.armed[k] = false, false
+	m.nonces++
+	resp.Nonce = strconv.Itoa(m.nonces)
+	m.latest[k], m.answers[k] = resp.Nonce, nil
+	m.stream.sent(k, resp.Nonce, m.versions[k])
+	m.out = append(m.out, resp)
+}
+
+// ---- An Envoy: what it asks for follows from what it has.
+
+type fakeEnvoy struct {
+	rand   *rand.Rand
+	have   content
+	warm   map[string]bool // clusters
+	rewarm map[string]bool // clusters changed, endpoints not come again yet
+	subs   [numKinds]map[string]bool
+	asked  [numKinds]bool
+	in     []*discoveryv3.DeltaDiscoveryResponse
+	out    []*discoveryv3.DeltaDiscoveryRequest
+	pushed int
+	drains bool     // listeners that go keep their routes for long
+	told   []string // endpoints that do not exist
+}
+
+func newFakeEnvoy(r *rand.Rand) *fakeEnvoy {
+	e := &fakeEnvoy{rand: r, warm: map[string]bool{}, rewarm: map[string]bool{}}
+	for k := range numKinds {
+		e.have[k], e.subs[k] = map[string]*discoveryv3.Resource{}, map[string]bool{}
+	}
+	return e
+}
+
+// connect sends the first requests of a stream.
+func (e *fakeEnvoy) connect() {
+	e.in, e.out = nil, nil
+	for k := range numKinds {
+		e.asked[k] = false
+		if kinds[k].wildcard || len(e.subs[k]) > 0 {
+			e.ask(k, slices.Sorted(maps.Keys(e.subs[k])), nil)
+		}
+	}
+}
+
+func (e *fakeEnvoy) ask(k kind, subscribe, unsubscribe []string) {
+	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: kinds[k].url, ResourceNamesSubscribe: subscribe, ResourceNamesUnsubscribe: unsubscribe}
+	if !e.asked[k] {
+		e.asked[k] = true
+		req.InitialResourceVersions = map[string]string{}
+		for name, r := range e.have[k] {
+			req.InitialResourceVersions[name] = r.Version
+		}
+	}
+	e.out = append(e.out, req)
+}
+
+// follow asks for what is needed now and was not asked for.
+func (e *fakeEnvoy) follow(parent kind) {
+	k := kinds[parent].to
+	need := map[string]bool{}
+	for _, r := range e.have[parent] {
+		for _, name := range refsOf(parent, r) {
+			need[name] = true
+		}
+	}
+	var add, drop []string
+	for name := range need {
+		if !e.subs[k][name] {
+			add = append(add, name)
+		}
+	}
+	for name := range e.subs[k] {
+		if !need[name] {
+			drop = append(drop, name)
+			delete(e.have[k], name)
+		}
+	}
+	e.subs[k] = need
+	if len(add)+len(drop) > 0 {
+		e.ask(k, add, drop)
+	}
+}
+
+// The Server's versions are hashes, which may begin with "bad", too.
+func bad(r *discoveryv3.Resource) bool {
+	return len(r.Version) < 64 && strings.HasPrefix(r.Version, "bad")
+}
+
+var trace = func(string, ...any) {}
+
+func (e *fakeEnvoy) receive() error {
+	resp := e.in[0]
+	trace("envoy gets %s", short(resp))
+	e.in = e.in[1:]
+	k, _ := kindOf(resp.TypeUrl)
+	e.pushed += len(resp.Resources)
+	refuse := slices.ContainsFunc(resp.Resources, bad)
+	ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.TypeUrl, ResponseNonce: resp.Nonce}
+	if refuse {
+		ack.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: "no good"}
+	}
+	for _, r := range resp.Resources {
+		// Envoy takes some of the good ones of a refused response.
+		if bad(r) || refuse && e.rand.IntN(2) == 0 || !kinds[k].wildcard && !e.subs[k][r.Name] {
+			continue
+		}
+		switch k {
+		case clusters:
+			if old := e.have[k][r.Name]; old == nil || old.Version != r.Version {
+				e.rewarm[r.Name] = true
+			}
+		case endpoints:
+			if e.have[clusters][r.Name] != nil {
+				e.warm[r.Name] = true
+				delete(e.rewarm, r.Name)
+			}
+		case routes:
+			for _, name := range refsOf(k, r) {
+				if !e.warm[name] {
+					return fmt.Errorf("route configuration %s came before its cluster %s was ready", r.Name, name)
+				}
+			}
+		case listeners:
+			for _, route := range refsOf(k, r) {
+				if e.asked[routes] && e.subs[routes][route] && e.have[routes][route] == nil {
+					continue
+				}
+			}
+		}
+		e.have[k][r.Name] = r
+	}
+	for _, name := range resp.RemovedResources {
+		switch k {
+		case clusters:
+			for _, r := range e.have[routes] {
+				if slices.Contains(refsOf(routes, r), name) {
+					return fmt.Errorf("cluster %s removed while %s uses it", name, r.Name)
+				}
+			}
+			delete(e.warm, name)
+			delete(e.rewarm, name)
+			delete(e.have[k], name)
+		case endpoints:
+			e.told = append(e.told, name)
+		default:
+			delete(e.have[k], name)
+		}
+	}
+	e.out = append(e.out, ack)
+	if kinds[k].wildcard && !(k == listeners && e.drains) {
+		e.follow(k)
+	}
+	return nil
+}
+
+// ---- All together.
+
+type world struct {
+	manager         *fakeManager
+	state           *relayState
+	envoy           *fakeEnvoy
+	up              []*discoveryv3.DeltaDiscoveryRequest // on the way to the manager
+	online, envoyUp bool
+}
+
+func (w *world) step() {
+	out := w.state.next()
+	if w.envoyUp {
+		w.envoy.in = append(w.envoy.in, out.toEnvoy...)
+	}
+	if w.online {
+		w.up = append(w.up, out.toManager...)
+	}
+}
+
+func (w *world) connectManager() {
+	w.state.upstreamClosed()
+	w.manager.connect()
+	w.online = true
+	w.up = w.state.upstreamOpened()
+	w.step()
+}
+
+func (w *world) connectEnvoy(fresh bool) {
+	trace("ENVOY CONNECTS fresh=%v", fresh)
+	if fresh {
+		pushed := w.envoy.pushed
+		w.envoy = newFakeEnvoy(w.envoy.rand)
+		w.envoy.pushed = pushed
+	}
+	w.envoyUp = true
+	w.state.envoyOpened()
+	w.envoy.connect()
+	w.step()
+}
+
+// deliver moves one message, chosen by chance; false: there is none.
+func (w *world) deliver(r *rand.Rand) (bool, error) {
+	var moves []func() error
+	if len(w.up) > 0 && w.online {
+		moves = append(moves, func() error { req := w.up[0]; w.up = w.up[1:]; w.manager.request(req); return nil })
+	}
+	if len(w.manager.out) > 0 && w.online {
+		moves = append(moves, func() error {
+			resp := w.manager.out[0]
+			w.manager.out = w.manager.out[1:]
+			trace("relay gets %s", short(resp))
+			w.state.upstreamResponse(resp)
+			w.step()
+			return nil
+		})
+	}
+	if w.envoyUp && len(w.envoy.in) > 0 {
+		moves = append(moves, w.envoy.receive)
+	}
+	if w.envoyUp && len(w.envoy.out) > 0 {
+		moves = append(moves, func() error {
+			req := w.envoy.out[0]
+			w.envoy.out = w.envoy.out[1:]
+			trace("envoy says %v", req)
+			w.state.envoyRequest(req)
+			w.step()
+			return nil
+		})
+	}
+	if len(moves) == 0 {
+		return false, nil
+	}
+	return true, moves[r.IntN(len(moves))]()
+}
+
+func randomContent(r *rand.Rand, withBad bool) content {
+	version := func() string {
+		if withBad && r.IntN(8) == 0 {
+			return "bad" + strconv.Itoa(r.IntN(3))
+		}
+		return strconv.Itoa(r.IntN(3))
+	}
+	var c content
+	for k := range c {
+		c[k] = map[string]*discoveryv3.Resource{}
+	}
+	var names []string
+	for i := range 6 {
+		if r.IntN(2) == 0 {
+			name := "c" + strconv.Itoa(i)
+			names = append(names, name)
+			c[clusters][name] = res(clusters, name, version())
+			c[endpoints][name] = res(endpoints, name, version())
+		}
+	}
+	for i := range 3 {
+		if r.IntN(4) == 0 {
+			continue
+		}
+		name := "r" + strconv.Itoa(i)
+		refs := slices.DeleteFunc(slices.Clone(names), func(string) bool { return r.IntN(2) == 0 })
+		c[routes][name] = res(routes, name, version()+strings.Join(refs, ","), refs...)
+		l := "l" + strconv.Itoa(i)
+		c[listeners][l] = res(listeners, l, version(), name)
+	}
+	return c
+}
+
+func versionsOf(c content) (v [numKinds]map[string]string) {
+	for k := range c {
+		v[k] = map[string]string{}
+		for name, r := range c[k] {
+			v[k][name] = r.Version
+		}
+	}
+	return v
+}
+
+// closed tells what a set of resources lacks.
+func lacking(good []*discoveryv3.Resource) string {
+	have := map[string]bool{}
+	for _, r := range good {
+		have[r.Resource.TypeUrl+r.Name] = true
+	}
+	for _, r := range good {
+		k, _ := kindOf(r.Resource.TypeUrl)
+		for _, name := range refsOf(k, r) {
+			if !have[kinds[kinds[k].to].url+name] {
+				return fmt.Sprintf("%s without its %s %s", r.Name, kinds[kinds[k].to].noun, name)
+			}
+		}
+	}
+	return ""
+}
+
+func TestSimulation(t *testing.T) {
+	for seed := range uint64(600) {
+		if err := simulate(seed); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+}
+
+func simulate(seed uint64) error {
+	r := rand.New(rand.NewPCG(seed, 1))
+	restarts, withBad := seed%2 == 0, seed%3 == 0
+	w := &world{manager: &fakeManager{}, state: newRelayState(), envoy: newFakeEnvoy(r)}
+	w.manager.set(randomContent(r, withBad))
+	w.connectManager()
+	w.connectEnvoy(true)
+	for range 400 {
+		switch n := r.IntN(40); {
+		case n == 0:
+			w.manager.set(randomContent(r, withBad))
+		case n == 1 && restarts:
+			w.connectManager()
+		case n == 2 && restarts:
+			w.envoyUp = false
+			w.state.envoyClosed()
+			w.step()
+		case n == 3 && restarts && !w.envoyUp:
+			w.connectEnvoy(r.IntN(2) == 0)
+		case n == 4 && restarts: // the agent restarts: a new state from the store
+			good := w.state.lastGood()
+			w.state = newRelayState()
+			if r.IntN(4) > 0 {
+				w.state.restore(good)
+			}
+			w.connectManager()
+			w.connectEnvoy(r.IntN(2) == 0)
+		default:
+			if _, err := w.deliver(r); err != nil {
+				return err
+			}
+		}
+		if why := lacking(w.state.lastGood()); why != "" {
+			return fmt.Errorf("last good is not closed: %s", why)
+		}
+		if acks := w.manager.tracker.acks(); !restarts && len(acks.Pods) == 1 && acks.Pods[0].Nack == nil && acks.Pods[0].Sequence == w.manager.tracker.sequence {
+			if err := holdsAll(w); err != nil {
+				return fmt.Errorf("reported as applied: %w", err)
+			}
+		}
+	}
+
+	// In the end everything settles, with an answer to every response.
+	if !w.envoyUp {
+		w.connectEnvoy(true)
+	}
+	if err := drain(w, r); err != nil {
+		return err
+	}
+	for k := range numKinds {
+		if w.manager.answers[k] == nil {
+			return fmt.Errorf("%s: response %s was never answered", kinds[k].noun, w.manager.latest[k])
+		}
+	}
+	// And whatever was refused on the way, good content gets through.
+	w.manager.set(randomContent(r, false))
+	if err := drain(w, r); err != nil {
+		return err
+	}
+	if err := holdsAll(w); err != nil {
+		return fmt.Errorf("in the end: %w", err)
+	}
+	want, got := versionsOf(w.manager.content), versionsOf(w.envoy.have)
+	for _, k := range []kind{clusters, listeners} {
+		if k == clusters && !w.envoy.asked[routes] {
+			continue // it has not said which routes it came with
+		}
+		if !maps.Equal(want[k], got[k]) {
+			return fmt.Errorf("in the end Envoy has %v, wanted %v", got[k], want[k])
+		}
+	}
+	if len(w.envoy.rewarm) > 0 {
+		return fmt.Errorf("in the end these clusters are still warming: %v", w.envoy.rewarm)
+	}
+	acks := w.manager.tracker.acks()
+	if len(acks.Pods) != 1 || acks.Pods[0].Nack != nil || acks.Pods[0].Sequence != w.manager.tracker.sequence {
+		return fmt.Errorf("in the end sequence %d is not applied: %+v %v", w.manager.tracker.sequence, acks, w.manager.answers)
+	}
+	return nil
+}
+
+func drain(w *world, r *rand.Rand) error {
+	for range 100000 {
+		if more, err := w.deliver(r); !more || err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("messages go back and forth for ever")
+}
+
+// holdsAll: Envoy has all that is wanted, of routes and endpoints what it asked for.
+func holdsAll(w *world) error {
+	want, got := versionsOf(w.manager.content), versionsOf(w.envoy.have)
+	for k := range numKinds {
+		for name, v := range want[k] {
+			if got[k][name] != v {
+				return fmt.Errorf("Envoy has %s %q at %q, wanted %q", kinds[k].noun, name, got[k][name], v)
+			}
+		}
+	}
+	return nil
+}
+
+func short(resp *discoveryv3.DeltaDiscoveryResponse) string {
+	k, _ := kindOf(resp.TypeUrl)
+	out := kinds[k].noun + " #" + resp.Nonce
+	for _, r := range resp.Resources {
+		out += fmt.Sprintf(" %s@%s%v", r.Name, r.Version, refsOf(k, r))
+	}
+	return out + fmt.Sprintf(" -%v", resp.RemovedResources)
+}

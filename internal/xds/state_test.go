@@ -1,0 +1,211 @@
+package xds
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+)
+
+// set is a content from "kind name version refs…" lines, such as "r web 1 a b".
+func set(lines ...string) (c content) {
+	for k := range c {
+		c[k] = map[string]*discoveryv3.Resource{}
+	}
+	for _, line := range lines {
+		f := strings.Fields(line)
+		k := map[string]kind{"c": clusters, "e": endpoints, "r": routes, "l": listeners}[f[0]]
+		c[k][f[1]] = res(k, f[1], f[2], f[3:]...)
+	}
+	return c
+}
+
+// Each scenario goes through its contents and reconnections; what Envoy has in
+// the end, and what the manager was told of each type, is compared.
+func TestScenarios(t *testing.T) {
+	base := []string{"c a 1", "e a 1", "r web 1 a", "l http 1 web"}
+	for name, tt := range map[string]struct {
+		steps   []any // content, or what happens
+		want    string
+		answers map[kind]string // of types not simply acknowledged
+	}{
+		"everything arrives in order": {
+			steps: []any{set(base...)}, want: "c a 1, e a 1, r web 1, l http 1",
+		},
+		"one refused route does not hold back its neighbours": {
+			steps: []any{
+				set("c a 1", "e a 1", "r x 1 a", "r y 1 a", "r z 1 a", "l lx 1 x", "l ly 1 y", "l lz 1 z"),
+				set("c a 1", "e a 1", "r x 2 a", "r y bad a", "r z 2 a", "l lx 1 x", "l ly 1 y", "l lz 1 z"),
+			},
+			want:    "c a 1, e a 1, r x 2, r y 1, r z 2, l lx 1, l ly 1, l lz 1",
+			answers: map[kind]string{routes: `route configuration "y": no good`},
+		},
+		"one refused cluster does not hold back its neighbours": {
+			steps: []any{set("c a 1", "e a 1", "c b bad", "e b 1", "c d 1", "e d 1")},
+			want:  "c a 1, c d 1, e a 1, e d 1", answers: map[kind]string{clusters: `cluster "b": no good`},
+		},
+		"a route waits for a refused cluster, and says so": {
+			steps: []any{set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "r web 2 a b", "l http 1 web")},
+			want:  "c a 1, e a 1, r web 1, l http 1",
+			answers: map[kind]string{
+				clusters: `cluster "b": no good`,
+				routes:   `route configuration "web": waits for cluster "b", which Envoy refused: no good`,
+			},
+		},
+		"a mended cluster lets the waiting route go, and its refusal is taken back": {
+			steps: []any{set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "r web 2 a b", "l http 1 web"),
+				set("c a 1", "e a 1", "c b 2", "e b 1", "r web 2 a b", "l http 1 web")},
+			want: "c a 1, c b 2, e a 1, e b 1, r web 2, l http 1",
+		},
+		"a cluster stays while a listener that drains keeps its routes": {
+			steps: []any{set(base...), "envoy drains", set()},
+			want:  "c a 1, e a 1, r web 1",
+		},
+		"a route without its cluster is deferred, not refused": {
+			steps:   []any{set("r web 1 a", "l http 1 web")},
+			answers: map[kind]string{routes: "deferred", listeners: "deferred"},
+		},
+		"missing backends are nothing to wait for": {
+			steps: []any{set("r web 1 meshroute-missing-backend meshroute-agent", "l http 1 web")},
+			want:  "r web 1, l http 1",
+		},
+		"a fresh Envoy gets the newest although it came late": {
+			steps: []any{set(base...), "envoy leaves", set("c a 2", "e a 2", "r web 2 a", "l http 1 web"), set("c a 3", "e a 3", "r web 3 a", "l http 1 web"), "envoy comes"},
+			want:  "c a 3, e a 3, r web 3, l http 1",
+		},
+		"without an Envoy everything is deferred": {
+			steps:   []any{"envoy leaves", set(base...)},
+			answers: map[kind]string{clusters: "deferred", endpoints: "deferred", routes: "deferred", listeners: "deferred"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := rand.New(rand.NewPCG(7, 7))
+			w := &world{manager: &fakeManager{}, state: newRelayState(), envoy: newFakeEnvoy(r)}
+			w.connectEnvoy(true)
+			w.connectManager()
+			// The first content comes by set, as a Server's first answers do.
+			for i := range w.manager.first {
+				w.manager.first[i] = true
+			}
+			for _, step := range tt.steps {
+				switch step := step.(type) {
+				case content:
+					w.manager.set(step)
+				case string:
+					switch step {
+					case "envoy leaves":
+						w.envoyUp = false
+						w.state.envoyClosed()
+					case "envoy comes":
+						w.connectEnvoy(true)
+					case "envoy drains":
+						w.envoy.drains = true
+					}
+					w.step()
+				}
+				if err := drain(w, r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var got []string
+			if w.envoyUp {
+				for k := range numKinds {
+					for _, r := range w.envoy.have[k] {
+						got = append(got, fmt.Sprintf("%d %s %s %s", k, string("cerl"[k]), r.Name, r.Version))
+					}
+				}
+			}
+			slices.Sort(got)
+			for i := range got {
+				got[i] = got[i][2:]
+			}
+			if diff := cmp.Diff(tt.want, strings.Join(got, ", ")); diff != "" {
+				t.Errorf("Envoy has (-want +got):\n%s", diff)
+			}
+			answers := map[kind]string{}
+			for k := range numKinds {
+				switch a := w.manager.answers[k]; {
+				case a == nil:
+					answers[k] = "none"
+				case a.ErrorDetail.GetCode() == int32(codes.Unavailable):
+					answers[k] = "deferred"
+				case a.ErrorDetail != nil:
+					answers[k] = a.ErrorDetail.Message
+				}
+			}
+			want := tt.answers
+			if want == nil {
+				want = map[kind]string{}
+			}
+			if diff := cmp.Diff(want, answers); diff != "" {
+				t.Errorf("answers (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestReconnectingEnvoyGetsOnlyDifferences(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	w := &world{manager: &fakeManager{}, state: newRelayState(), envoy: newFakeEnvoy(r)}
+	w.manager.set(set("c a 1", "e a 1", "c b 1", "e b 1", "r web 1 a b", "l http 1 web"))
+	w.connectEnvoy(true)
+	w.connectManager()
+	if err := drain(w, r); err != nil {
+		t.Fatal(err)
+	}
+	w.envoyUp = false
+	w.state.envoyClosed()
+	w.step()
+	w.manager.set(set("c a 1", "e a 1", "c b 1", "e b 2", "r web 1 a b", "l http 1 web"))
+	if err := drain(w, r); err != nil {
+		t.Fatal(err)
+	}
+	before := w.envoy.pushed
+	w.connectEnvoy(false)
+	if err := drain(w, r); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.envoy.pushed - before; got != 1 {
+		t.Errorf("%d resources were sent, not the one that changed", got)
+	}
+}
+
+func TestRouteRefs(t *testing.T) {
+	mirror := func(name string) []*routev3.RouteAction_RequestMirrorPolicy {
+		return []*routev3.RouteAction_RequestMirrorPolicy{{Cluster: name}}
+	}
+	encoded, err := proto.Marshal(&routev3.RouteConfiguration{
+		Name: "not-a-cluster", RequestMirrorPolicies: mirror("m1"),
+		VirtualHosts: []*routev3.VirtualHost{{
+			Name: "nor-this", RequestMirrorPolicies: mirror("m2"),
+			Routes: []*routev3.Route{
+				{Name: "nor-this", Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+					ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: "plain"}, RequestMirrorPolicies: mirror("m3"),
+				}}},
+				{Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+					ClusterSpecifier: &routev3.RouteAction_WeightedClusters{WeightedClusters: &routev3.WeightedCluster{
+						Clusters: []*routev3.WeightedCluster_ClusterWeight{{Name: "w1"}, {Name: "meshroute-missing-backend"}, {Name: "plain"}},
+					}},
+				}}},
+				{Action: &routev3.Route_Redirect{Redirect: &routev3.RedirectAction{}}},
+			},
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := routeRefs(encoded)
+	if diff := cmp.Diff([]string{"m1", "m2", "m3", "plain", "w1"}, got); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	if _, err := routeRefs(encoded[:len(encoded)-1]); err == nil {
+		t.Error("half a message is no error")
+	}
+}
