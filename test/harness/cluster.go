@@ -83,6 +83,7 @@ func StartCluster(folder string) (*Cluster, error) {
 		},
 	}
 	c.environment.ControlPlane.GetAPIServer().Configure().
+		Set("service-cluster-ip-range", "10.0.0.0/16"). // thousands of Services
 		Set("audit-policy-file", policy).
 		Set("audit-log-path", c.AuditLog)
 	if c.Config, err = c.environment.Start(); err != nil {
