@@ -11,7 +11,6 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -54,7 +53,7 @@ func LoadAuthority(ctx context.Context, c client.Client, namespace string, clk c
 	}
 	a.Authority, err = identity.LoadAuthority(bundle)
 	if err != nil {
-		return nil, fmt.Errorf("Secret %s: %w", a.secret, err)
+		return nil, fmt.Errorf("authority in Secret %s: %w", a.secret, err)
 	}
 	a.certs = string(bundle.CertPEM)
 	return a, nil
@@ -70,9 +69,9 @@ func (a *Authority) read(ctx context.Context) (identity.Bundle, error) {
 			return identity.Bundle{}, err
 		}
 		err = a.client.Create(ctx, &corev1.Secret{
-			ObjectMeta: metav1.ObjectMeta{Namespace: a.secret.Namespace, Name: a.secret.Name},
-			Type:       corev1.SecretTypeTLS,
-			Data:       secretData(bundle),
+			Namespace: a.secret.Namespace, Name: a.secret.Name,
+			Type: corev1.SecretTypeTLS,
+			Data: secretData(bundle),
 		})
 		if apierrors.IsAlreadyExists(err) {
 			return a.read(ctx) // another replica was faster
@@ -88,7 +87,7 @@ func (a *Authority) read(ctx context.Context) (identity.Bundle, error) {
 	bundle := identity.Bundle{CertPEM: secret.Data[corev1.TLSCertKey], KeyPEM: secret.Data[corev1.TLSPrivateKeyKey]}
 	renewed, changed, err := identity.RotateIfDue(bundle, a.clock.Now())
 	if err != nil {
-		return identity.Bundle{}, fmt.Errorf("Secret %s: %w", a.secret, err)
+		return identity.Bundle{}, fmt.Errorf("authority in Secret %s: %w", a.secret, err)
 	}
 	if !changed {
 		return bundle, nil
@@ -131,7 +130,7 @@ func (a *Authority) refresh(ctx context.Context) error {
 		return err
 	}
 	if err := a.Update(bundle); err != nil {
-		return fmt.Errorf("Secret %s: %w", a.secret, err)
+		return fmt.Errorf("authority in Secret %s: %w", a.secret, err)
 	}
 	a.certs = string(bundle.CertPEM)
 	a.onRenewal()

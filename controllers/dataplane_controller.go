@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -33,21 +34,104 @@ type DataplaneReconciler struct {
 	// Built is closed after the first build: before it, agents are not served.
 	Built chan struct{}
 
+	// Direct reads from the API server rather than from the cache.
+	Direct client.Reader
+
 	built bool
+	// checked are the generations of routes whose Services were looked for.
+	checked map[model.Key]int64
+	waited  int
 }
 
-// dataplaneRequest asks for the endpoints of one Service, or for everything
-// where it names none.
-type dataplaneRequest struct{ Service model.Key }
+// catchUp is how long is waited for a cache that is behind, and catchUps how
+// often.
+const (
+	catchUp  = 5 * time.Millisecond
+	catchUps = 40
+)
+
+// behind tells whether the cache does not know yet of a Service, or its
+// endpoints, that a new route refers to. Each kind comes by a watch of its own:
+// who applies a Service and a route together may see the route arrive first, and
+// its requests would be answered with 500 or 503 until the Service does.
+func (r *DataplaneReconciler) behind(ctx context.Context, in model.Inputs) (bool, error) {
+	if !r.built || r.waited >= catchUps {
+		// The caches were just filled; or it takes too long to keep others
+		// waiting.
+		r.waited = 0
+		r.checked = generations(in)
+		return false, nil
+	}
+	services := map[model.Key]bool{}
+	for _, route := range in.ServiceRoutes {
+		if r.checked[keyOf(route)] == route.Generation {
+			continue
+		}
+		if len(services) == 0 {
+			for _, service := range in.Services {
+				services[keyOf(service)] = true
+			}
+		}
+		for _, key := range model.Services(route) {
+			behind, err := r.serviceBehind(ctx, key, services[key])
+			if err != nil || behind {
+				r.waited++
+				return behind, err
+			}
+		}
+	}
+	r.waited = 0
+	r.checked = generations(in)
+	return false, nil
+}
+
+func generations(in model.Inputs) map[model.Key]int64 {
+	generations := make(map[model.Key]int64, len(in.ServiceRoutes))
+	for _, route := range in.ServiceRoutes {
+		generations[keyOf(route)] = route.Generation
+	}
+	return generations
+}
+
+// serviceBehind asks the API server where the cache knows no Service, or no
+// endpoints of it.
+func (r *DataplaneReconciler) serviceBehind(ctx context.Context, key model.Key, cached bool) (bool, error) {
+	if !cached {
+		err := r.Direct.Get(ctx, client.ObjectKey{Namespace: key.Namespace, Name: key.Name}, &corev1.Service{})
+		return err == nil, client.IgnoreNotFound(err)
+	}
+	known, err := endpointSlices(ctx, r.Client, key)
+	if err != nil || len(known) > 0 {
+		return false, err
+	}
+	var list discoveryv1.EndpointSliceList
+	err = r.Direct.List(ctx, &list, client.InNamespace(key.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: key.Name}, client.Limit(1))
+	return len(list.Items) > 0, err
+}
+
+// dataplaneRequest asks for the endpoints of one Service; for everything, if a
+// route refers to Service; or for everything, where it names no Service.
+type dataplaneRequest struct {
+	Service   model.Key
+	Endpoints bool
+}
 
 // Reconcile builds everything, or updates the endpoints of one Service.
 func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRequest) (ctrl.Result, error) {
-	if request.Service != (model.Key{}) {
+	if request.Endpoints {
 		return ctrl.Result{}, r.endpoints(ctx, request.Service)
+	}
+	// Looked at here rather than when the Service changed, so that a build that
+	// was at work at that moment is taken into account.
+	if request.Service != (model.Key{}) && !r.Dataplane.Refers(request.Service) {
+		return ctrl.Result{}, nil
 	}
 	in, err := gather(ctx, r.Client)
 	if err != nil {
 		return ctrl.Result{}, err
+	}
+	if behind, err := r.behind(ctx, in); err != nil || behind {
+		return ctrl.Result{RequeueAfter: catchUp}, err
 	}
 	var failed error
 	r.Dataplane.Configure(in, func(service model.Key) []*discoveryv1.EndpointSlice {
@@ -140,7 +224,10 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 		return []dataplaneRequest{{}}
 	})
 	service := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
-		return []dataplaneRequest{{Service: model.Key{
+		return []dataplaneRequest{{Service: keyOf(object)}}
+	})
+	endpoints := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
+		return []dataplaneRequest{{Endpoints: true, Service: model.Key{
 			Namespace: object.GetNamespace(), Name: object.GetLabels()[discoveryv1.LabelServiceName],
 		}}}
 	})
@@ -154,8 +241,8 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 		Watches(&v1alpha1.ServiceRoute{}, everything, spec).
 		Watches(&gatewayv1.ReferenceGrant{}, everything, spec).
 		Watches(&corev1.Namespace{}, everything, builder.WithPredicates(predicate.LabelChangedPredicate{})).
-		Watches(&corev1.Service{}, everything, builder.WithPredicates(serviceSpecChanged)).
-		Watches(&discoveryv1.EndpointSlice{}, service).
+		Watches(&corev1.Service{}, service, builder.WithPredicates(serviceSpecChanged)).
+		Watches(&discoveryv1.EndpointSlice{}, endpoints).
 		WatchesRawSource(startSource{}).
 		WithOptions(controller.TypedOptions[dataplaneRequest]{
 			// One at a time: what is built must not be overtaken by what was

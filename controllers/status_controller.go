@@ -61,13 +61,13 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	observed := r.Dataplane.Observe(addresses)
+	observed, recheck := r.Dataplane.Observe(r.Clock.Now(), addresses)
 	waiting, err := r.unsettled(ctx, observed)
 	if err != nil || waiting {
 		return ctrl.Result{RequeueAfter: time.Second}, err
 	}
 	now := metav1.NewTime(r.Clock.Now())
-	return ctrl.Result{}, errors.Join(
+	return ctrl.Result{RequeueAfter: recheck}, errors.Join(
 		r.classes(ctx, observed, now),
 		r.gateways(ctx, observed, now),
 		r.routes(ctx, observed, now),
@@ -232,7 +232,7 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 		object := &list.Items[i]
 		if _, wanted := observed.MeshRoutes[keyOf(object)]; wanted {
 			exists[keyOf(object)] = object
-		} else if err := r.Client.Delete(ctx, object); client.IgnoreNotFound(err) != nil {
+		} else if err := client.IgnoreNotFound(r.Client.Delete(ctx, object)); err != nil {
 			failed = append(failed, fmt.Errorf("delete %s: %w", describe(object), err))
 		}
 	}
@@ -243,7 +243,7 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 	for key, status := range observed.MeshRoutes {
 		object := exists[key]
 		if object == nil {
-			object = &v1alpha1.MeshRoute{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+			object = &v1alpha1.MeshRoute{Namespace: key.Namespace, Name: key.Name}
 			if err := r.createMeshRoute(ctx, object, owners[key]); err != nil {
 				failed = append(failed, err)
 				continue
@@ -264,7 +264,7 @@ func (r *StatusReconciler) createMeshRoute(ctx context.Context, object *v1alpha1
 			UID: types.UID(owner), Controller: new(true),
 		}}
 	}
-	if err := r.Client.Create(ctx, object, statusOwner); client.IgnoreAlreadyExists(err) != nil {
+	if err := client.IgnoreAlreadyExists(r.Client.Create(ctx, object, statusOwner)); err != nil {
 		return fmt.Errorf("create %s: %w", describe(object), err)
 	}
 	return nil

@@ -11,7 +11,7 @@ import (
 // wins over the same field set for its class.
 //
 // +kubebuilder:object:root=true
-// +kubebuilder:resource:shortName=gwc,categories=meshroute
+// +kubebuilder:resource:shortName=gwc,categories=mesh
 // +kubebuilder:printcolumn:name="Replicas",type=integer,JSONPath=`.spec.replicas`
 // +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.serviceType`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -26,8 +26,8 @@ type GatewayConfig struct {
 
 // GatewayConfigSpec is the wanted way to run gateways.
 type GatewayConfigSpec struct {
-	// Replicas is the number of gateway pods, 1 when left out. With 2 and more
-	// a PodDisruptionBudget keeps all but one available.
+	// Replicas is the number of gateway pods, 1 when left out. A
+	// PodDisruptionBudget lets one of them go at a time.
 	//
 	// +optional
 	// +kubebuilder:validation:Minimum=0
@@ -74,6 +74,8 @@ type Resources struct {
 type GatewayPort struct {
 	// Port of the listener.
 	// +required
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
 	Port gatewayv1.PortNumber `json:"port"`
 
 	// NodePort that the Service has for it, where its type is NodePort or

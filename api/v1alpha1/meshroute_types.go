@@ -11,7 +11,7 @@ import (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:shortName=mr,categories=meshroute
+// +kubebuilder:resource:shortName=mr,categories=mesh
 // +kubebuilder:printcolumn:name="Hosts",type=string,JSONPath=`.status.display.hosts`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=`.status.display.programmed`

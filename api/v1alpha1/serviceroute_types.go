@@ -11,7 +11,7 @@ import (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:shortName=sr,categories=meshroute
+// +kubebuilder:resource:shortName=sr,categories=mesh
 // +kubebuilder:printcolumn:name="Hostnames",type=string,JSONPath=`.spec.hostnames`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
@@ -271,7 +271,8 @@ type DirectResponse struct {
 	// +kubebuilder:validation:MaxLength=4096
 	Body *string `json:"body,omitempty"`
 
-	// ContentType of a Fixed response, text/plain when left out.
+	// ContentType of a Fixed response, "text/plain; charset=utf-8" when left
+	// out.
 	//
 	// +optional
 	// +kubebuilder:validation:MinLength=1

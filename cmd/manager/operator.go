@@ -42,6 +42,7 @@ type operatorOptions struct {
 	certBind       string
 	probeBind      string
 	metricsBind    string
+	pprofBind      string
 	leaderElection bool
 	envoyImage     string
 	agentImage     string
@@ -61,6 +62,7 @@ func operatorCommand() *cobra.Command {
 	flags.StringVar(&options.certBind, "certificate-bind-address", ":18001", "where agents get their certificates")
 	flags.StringVar(&options.probeBind, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served")
 	flags.StringVar(&options.metricsBind, "metrics-bind-address", "0", "where metrics are served without authentication; 0 is nowhere")
+	flags.StringVar(&options.pprofBind, "pprof-bind-address", "", "where profiles are served, without authentication; empty is nowhere")
 	flags.BoolVar(&options.leaderElection, "leader-elect", false, "let one replica of several write to the API")
 	flags.StringVar(&options.envoyImage, "envoy-image", "envoyproxy/envoy:distroless-v1.40.0", "image of gateways' Envoy")
 	flags.StringVar(&options.agentImage, "agent-image", "meshroute:latest", "image of gateways' agent, usually the operator's own")
@@ -95,6 +97,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 		Scheme:                        scheme,
 		HealthProbeBindAddress:        options.probeBind,
 		Metrics:                       metricsserver.Options{BindAddress: options.metricsBind},
+		PprofBindAddress:              options.pprofBind,
 		LeaderElection:                options.leaderElection,
 		LeaderElectionID:              "meshroute-manager",
 		LeaderElectionNamespace:       options.namespace,
@@ -126,7 +129,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	for _, setup := range []func() error{
 		func() error {
 			return (&controllers.DataplaneReconciler{
-				Client: mgr.GetClient(), Dataplane: plane, Built: built,
+				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Built: built,
 				Changed: func() { statusChanged(); gatewaysChanged() },
 			}).SetupWithManager(ctx, mgr)
 		},
@@ -223,7 +226,7 @@ func peer(ctx context.Context) (xds.Peer, error) {
 	if err != nil {
 		return xds.Peer{}, err
 	}
-	return xds.Peer{Gateway: xds.Gateway{Namespace: id.Namespace, Name: id.Name}, Pod: id.Pod}, nil
+	return xds.Peer{Namespace: id.Namespace, Name: id.Name, Pod: id.Pod}, nil
 }
 
 // everyReplica is a Runnable that needs no leader election.

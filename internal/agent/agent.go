@@ -103,11 +103,11 @@ func Run(ctx context.Context, options Options) error {
 	group.Go(func() error { return xdsServer.Serve(xdsListener) })
 	serveHTTP(ctx, group, pagesListener, pages)
 	if options.ProbeAddress != "" {
-		probes, err := net.Listen("tcp", options.ProbeAddress)
+		listener, err := net.Listen("tcp", options.ProbeAddress)
 		if err != nil {
 			return fmt.Errorf("serve probes: %w", err)
 		}
-		serveHTTP(ctx, group, probes, probeHandler(relay, admin))
+		serveHTTP(ctx, group, listener, probes(func() bool { return relay.Status().Applied }, admin))
 	}
 	group.Go(func() error {
 		<-ctx.Done()
@@ -138,22 +138,27 @@ func listenUnix(path string) (net.Listener, error) {
 
 func serveHTTP(ctx context.Context, group *errgroup.Group, listener net.Listener, handler http.Handler) {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
-	group.Go(func() error { return server.Serve(listener) })
+	group.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil // closed below
+	})
 	group.Go(func() error {
 		<-ctx.Done()
 		return server.Close()
 	})
 }
 
-// probeHandler answers Kubernetes: alive is who answers at all; ready is a pod
-// whose Envoy is live and has listeners and routes.
-func probeHandler(relay *xds.Relay, admin *admin) http.Handler {
+// probes answers Kubernetes: alive is who answers at all; ready is a pod whose
+// Envoy is live and has listeners and routes, as applied tells.
+func probes(applied func() bool, admin *admin) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
-		if !relay.Status().Applied {
+		if !applied() {
 			http.Error(w, "Envoy has not acknowledged a configuration yet", http.StatusServiceUnavailable)
 			return
 		}

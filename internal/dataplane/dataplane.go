@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
@@ -37,6 +38,8 @@ type Dataplane struct {
 	endpoints map[string]clusterEndpoints
 	// uses tells which clusters a Service's endpoints go to.
 	uses map[model.Key][]model.Cluster
+	// referred are all Services that routes refer to, be they there or not.
+	referred map[model.Key]bool
 }
 
 type clusterEndpoints struct {
@@ -50,6 +53,37 @@ type gateway struct {
 	clusters []model.Cluster
 	since    uint64
 	routes   map[model.Key]routeSince
+
+	translator envoy.Translator
+	// seen are the pods that are, or were not long ago, connected.
+	seen map[string]seenPod
+}
+
+type seenPod struct {
+	ack  xds.PodAck
+	last time.Time
+}
+
+// absence is how long a pod may be away before it no longer counts. An agent
+// that restarts, or changes to another replica, is back within a second or two,
+// and its Envoy keeps serving meanwhile.
+const absence = 15 * time.Second
+
+// pods returns what connected pods have acknowledged, and what those had that
+// have just gone.
+func (g *gateway) pods(connected []xds.PodAck, now time.Time) []xds.PodAck {
+	for _, ack := range connected {
+		g.seen[ack.Pod] = seenPod{ack: ack, last: now}
+	}
+	pods := make([]xds.PodAck, 0, len(g.seen))
+	for name, pod := range g.seen {
+		if now.Sub(pod.last) > absence {
+			delete(g.seen, name)
+			continue
+		}
+		pods = append(pods, pod.ack)
+	}
+	return pods
 }
 
 type routeSince struct {
@@ -79,14 +113,15 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 	for _, gw := range result.Gateways {
 		known := d.gateways[gw.Key]
 		if known == nil {
-			known = &gateway{}
+			known = &gateway{seen: map[string]seenPod{}}
 			d.gateways[gw.Key] = known
 		}
 		known.clusters = gw.Clusters
 	}
 	d.setUses(slicesOf)
 	for _, gw := range result.Gateways {
-		resources := envoy.Translate(gw)
+		known := d.gateways[gw.Key]
+		resources := known.translator.Translate(gw)
 		assignments := make(map[string]proto.Message, len(gw.Clusters))
 		for _, cluster := range gw.Clusters {
 			if cluster.DNSName == "" {
@@ -95,11 +130,16 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 		}
 		resources[resource.EndpointType] = assignments
 		change := d.server.Set(xds.Gateway(gw.Key), resources)
-		known := d.gateways[gw.Key]
 		known.since = change.Sequence
 		known.note(gw.Key, result.Routes, change.Sequence)
 	}
 	d.result = result
+	d.referred = make(map[model.Key]bool, len(result.Routes))
+	for _, route := range result.Routes {
+		for _, backend := range route.Backends {
+			d.referred[backend.Service] = true
+		}
+	}
 }
 
 // setUses finds out which Services are in use, and reads the endpoints of those
@@ -139,7 +179,7 @@ func (g *gateway) note(key model.Key, routes []model.RouteStatus, sequence uint6
 				continue
 			}
 			before, known := g.routes[route.Key]
-			if !known || !reflect.DeepEqual(before.status, route) {
+			if !known || !before.status.SameConfiguration(route) {
 				before = routeSince{status: route, sequence: sequence}
 			}
 			noted[route.Key] = before
@@ -195,6 +235,13 @@ func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.Endpoin
 	return changed
 }
 
+// Refers tells whether a route refers to a Service, be it there or not.
+func (d *Dataplane) Refers(service model.Key) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.referred[service]
+}
+
 // Result returns what was built last. It must not be changed.
 func (d *Dataplane) Result() model.Result {
 	d.mu.Lock()
@@ -202,20 +249,25 @@ func (d *Dataplane) Result() model.Result {
 	return d.result
 }
 
-// Observe returns the status of every object. addresses are those at which
-// clients reach each gateway.
-func (d *Dataplane) Observe(addresses map[model.Key][]gatewayv1.GatewayStatusAddress) model.Observed {
+// Observe returns the status of every object as of now. addresses are those at
+// which clients reach each gateway. Where it counts pods that have gone, recheck
+// is when they no longer count, if they do not come back; otherwise 0.
+func (d *Dataplane) Observe(now time.Time, addresses map[model.Key][]gatewayv1.GatewayStatusAddress) (observed model.Observed, recheck time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	acks := make(map[model.Key]xds.Acks, len(d.gateways))
-	for key := range d.gateways {
-		acks[key] = d.server.Acks(xds.Gateway(key))
+	acks := make(map[model.Key][]xds.PodAck, len(d.gateways))
+	for key, gw := range d.gateways {
+		connected := d.server.Acks(xds.Gateway(key)).Pods
+		acks[key] = gw.pods(connected, now)
+		if len(acks[key]) > len(connected) {
+			recheck = absence
+		}
 	}
 	endpoints := make(map[string]model.EndpointSet, len(d.endpoints))
 	for name, known := range d.endpoints {
 		endpoints[name] = known.set
 	}
-	return model.Observe(d.result, model.Observations{
+	observed = model.Observe(d.result, model.Observations{
 		Endpoints: endpoints,
 		Addresses: addresses,
 		GatewayProgress: func(key model.Key) model.Progress {
@@ -231,12 +283,13 @@ func (d *Dataplane) Observe(addresses map[model.Key][]gatewayv1.GatewayStatusAdd
 			return model.Progress{}
 		},
 	})
+	return observed, recheck
 }
 
 // progress counts the pods that have acknowledged a sequence.
-func progress(acks xds.Acks, since uint64) model.Progress {
-	progress := model.Progress{Pods: len(acks.Pods)}
-	for _, pod := range acks.Pods {
+func progress(pods []xds.PodAck, since uint64) model.Progress {
+	progress := model.Progress{Pods: len(pods)}
+	for _, pod := range pods {
 		switch {
 		case pod.Sequence >= since:
 			progress.Acknowledged++

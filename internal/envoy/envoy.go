@@ -9,6 +9,9 @@
 package envoy
 
 import (
+	"slices"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -32,21 +35,80 @@ type Resources = map[string]map[string]proto.Message
 
 // Translate returns the listeners, route configurations and clusters of a
 // gateway. Endpoints come apart from them, by Endpoints.
-func Translate(gw model.Gateway) Resources {
+func Translate(gw model.Gateway) Resources { return new(Translator).Translate(gw) }
+
+// Translator translates the same gateway again and again. What has not changed
+// since the last time is the same message as then, not only an equal one: a
+// change costs what it changes, here and in whoever compares the results. The
+// messages must not be changed. The zero Translator is ready for use.
+type Translator struct {
+	clusters map[model.Cluster]proto.Message
+	ports    map[string]*translatedPort
+}
+
+// translatedPort is a port as it was translated last.
+type translatedPort struct {
+	number, bind int32
+	listener     proto.Message
+	hosts        map[string]translatedHost
+	routes       *routev3.RouteConfiguration
+}
+
+type translatedHost struct {
+	from model.VirtualHost
+	to   *routev3.VirtualHost
+}
+
+// Translate is as the function Translate.
+func (t *Translator) Translate(gw model.Gateway) Resources {
 	resources := Resources{
 		resource.ListenerType: make(map[string]proto.Message, len(gw.Ports)),
 		resource.RouteType:    make(map[string]proto.Message, len(gw.Ports)),
 		resource.ClusterType:  make(map[string]proto.Message, len(gw.Clusters)),
 	}
+	ports := make(map[string]*translatedPort, len(gw.Ports))
 	for _, port := range gw.Ports {
 		name := portName(port)
-		resources[resource.ListenerType][name] = listener(name, port)
-		resources[resource.RouteType][name] = routeConfiguration(name, port)
+		ports[name] = t.ports[name].translate(name, port)
+		resources[resource.ListenerType][name] = ports[name].listener
+		resources[resource.RouteType][name] = ports[name].routes
 	}
+	clusters := make(map[model.Cluster]proto.Message, len(gw.Clusters))
 	for _, c := range gw.Clusters {
-		resources[resource.ClusterType][c.Name] = cluster(c)
+		made, known := t.clusters[c]
+		if !known {
+			made = cluster(c)
+		}
+		clusters[c] = made
+		resources[resource.ClusterType][c.Name] = made
 	}
+	t.ports, t.clusters = ports, clusters
 	return resources
+}
+
+// translate takes over from before, which may be nil, what has not changed.
+func (before *translatedPort) translate(name string, port model.Port) *translatedPort {
+	if before == nil || before.number != port.Number || before.bind != port.Bind {
+		before = &translatedPort{listener: listener(name, port), routes: routeConfiguration(name, nil)}
+	}
+	now := &translatedPort{
+		number: port.Number, bind: port.Bind, listener: before.listener,
+		hosts: make(map[string]translatedHost, len(port.VirtualHosts)),
+	}
+	hosts := make([]*routev3.VirtualHost, len(port.VirtualHosts))
+	for i, host := range port.VirtualHosts {
+		known, found := before.hosts[host.Hostname]
+		if !found || !known.from.Equal(host) {
+			known = translatedHost{from: host, to: virtualHost(host)}
+		}
+		now.hosts[host.Hostname] = known
+		hosts[i] = known.to
+	}
+	now.routes = before.routes
+	if !slices.Equal(hosts, before.routes.GetVirtualHosts()) {
+		now.routes = routeConfiguration(name, hosts)
+	}
+	return now
 }
 
 // mustAny packs a message that this package built: it always can be packed.

@@ -42,8 +42,12 @@ func listener(name string, port model.Port) *listenerv3.Listener {
 		// The gateway stands at the edge: the client's address is that of its
 		// connection, and no client is trusted with Envoy's own headers, private
 		// address or not.
-		UseRemoteAddress:      wrapperspb.Bool(true),
-		InternalAddressConfig: &hcmv3.HttpConnectionManager_InternalAddressConfig{},
+		UseRemoteAddress: wrapperspb.Bool(true),
+		// (Without any range here Envoy would take all private ones; this one
+		// is nobody's.)
+		InternalAddressConfig: &hcmv3.HttpConnectionManager_InternalAddressConfig{
+			CidrRanges: []*corev3.CidrRange{{AddressPrefix: "0.0.0.0", PrefixLen: wrapperspb.UInt32(32)}},
+		},
 
 		// Routes compare normalized paths, as their schema demands.
 		NormalizePath: wrapperspb.Bool(true),

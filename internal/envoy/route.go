@@ -19,19 +19,15 @@ import (
 // one body that is longer than this (4096 bytes unless told).
 const maxBody = 4 * 4096
 
-func routeConfiguration(name string, port model.Port) *routev3.RouteConfiguration {
-	config := &routev3.RouteConfiguration{
+func routeConfiguration(name string, hosts []*routev3.VirtualHost) *routev3.RouteConfiguration {
+	return &routev3.RouteConfiguration{
 		Name:         name,
-		VirtualHosts: make([]*routev3.VirtualHost, len(port.VirtualHosts)),
+		VirtualHosts: hosts,
 		// "shop.example.com:8888" is the host "shop.example.com": clients send
 		// the port whenever it is not 80.
 		IgnorePortInHostMatching:       true,
 		MaxDirectResponseBodySizeBytes: wrapperspb.UInt32(maxBody),
 	}
-	for i, host := range port.VirtualHosts {
-		config.VirtualHosts[i] = virtualHost(host)
-	}
-	return config
 }
 
 func virtualHost(host model.VirtualHost) *routev3.VirtualHost {

@@ -90,8 +90,10 @@ func (c *Client) Run(ctx context.Context) error {
 	retry := firstRetry
 	for {
 		cert, err := c.obtain(ctx)
-		if ctx.Err() != nil {
-			return nil
+		select {
+		case <-ctx.Done():
+			return nil // whatever came of it
+		default:
 		}
 		now := c.opts.Clock.Now()
 		var wait time.Duration

@@ -14,6 +14,7 @@
 package model
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -120,6 +121,19 @@ type Route struct {
 	StubStatus bool
 }
 
+// Equal tells whether two virtual hosts are the same.
+func (h VirtualHost) Equal(other VirtualHost) bool {
+	return h.Hostname == other.Hostname && slices.EqualFunc(h.Routes, other.Routes, Route.equal)
+}
+
+func (r Route) equal(other Route) bool {
+	sameResponse := r.Response == other.Response || r.Response != nil && other.Response != nil && *r.Response == *other.Response
+	return sameResponse && r.Name == other.Name && r.StubStatus == other.StubStatus &&
+		r.PrefixRewrite == other.PrefixRewrite && r.Timeout == other.Timeout &&
+		r.Match.Path == other.Match.Path && r.Match.Exact == other.Match.Exact &&
+		slices.Equal(r.Match.Headers, other.Match.Headers) && slices.Equal(r.Backends, other.Backends)
+}
+
 // Match selects requests.
 type Match struct {
 	// Path to compare: the whole of it where Exact, else by path elements.
@@ -220,6 +234,16 @@ type RouteStatus struct {
 	Backends []BackendStatus
 	// Parents in the order of its parentRefs.
 	Parents []ParentStatus
+}
+
+// SameConfiguration tells whether gateways have been told the same of a route:
+// who reads conditions only sees the difference.
+func (r RouteStatus) SameConfiguration(other RouteStatus) bool {
+	return r.UID == other.UID && r.Generation == other.Generation && slices.Equal(r.Hosts, other.Hosts) &&
+		slices.EqualFunc(r.Backends, other.Backends, func(a, b BackendStatus) bool {
+			return a.Service == b.Service && a.Port == b.Port &&
+				(a.Cluster == b.Cluster || a.Cluster != nil && b.Cluster != nil && *a.Cluster == *b.Cluster)
+		})
 }
 
 // ParentStatus is how a route was judged for one of its parents. Programmed is

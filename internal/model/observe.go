@@ -114,7 +114,7 @@ func programmedCondition(gateway Key, progress Progress) metav1.Condition {
 	switch {
 	case progress.Refused != "":
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonRefused, fmt.Sprintf(
-			"Envoy refused the newest configuration of Gateway %s and keeps serving the previous one: %s", gateway, progress.Refused))
+			"Envoy refused the newest configuration of Gateway %s and keeps serving the previous one: %s", gateway, strings.Join(strings.Fields(progress.Refused), " ")))
 	case progress.Pods == 0:
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonNoGatewayPods, fmt.Sprintf(
 			"no pod of Gateway %s is connected to the operator: see its Deployment", gateway))

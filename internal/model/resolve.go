@@ -198,3 +198,17 @@ func backendStatuses(rules []rule) []BackendStatus {
 	}
 	return once
 }
+
+// Services returns the Services that a route refers to.
+func Services(route *v1alpha1.ServiceRoute) []Key {
+	var keys []Key
+	for _, rule := range route.Spec.Rules {
+		for _, backend := range rule.Backends {
+			keys = append(keys, Key{
+				Namespace: string(valueOr(backend.Namespace, gatewayv1.Namespace(route.Namespace))),
+				Name:      string(backend.Name),
+			})
+		}
+	}
+	return keys
+}

@@ -73,14 +73,15 @@ func run(ctx context.Context, c command) error {
 	}
 	defer func() { _ = output.Close() }()
 
-	process := exec.Command(c.path, c.args...) //nolint:gosec // what to run is the point
+	process := exec.Command(c.path, c.args...)
 	process.Stdout, process.Stderr = output, output
 	// Not in the terminal's group: the manager decides the order in which
 	// things end. And whatever ends the manager ends its processes, so that the
 	// next one finds the ports free.
 	process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 
-	ended := make(chan error, 1)
+	var result error // once ended is closed
+	ended := make(chan struct{})
 	startedOrFailed := make(chan error, 1)
 	go func() {
 		// The signal is sent when the thread ends that started the process.
@@ -91,14 +92,15 @@ func run(ctx context.Context, c command) error {
 			return
 		}
 		startedOrFailed <- nil
-		ended <- process.Wait()
+		result = process.Wait()
+		close(ended)
 	}()
 	if err := <-startedOrFailed; err != nil {
 		return err
 	}
 	select {
-	case err := <-ended:
-		return err
+	case <-ended:
+		return result
 	case <-ctx.Done():
 	}
 	_ = process.Process.Signal(syscall.SIGTERM)

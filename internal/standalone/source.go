@@ -183,12 +183,13 @@ func (s *source) parse(ctx context.Context, content []byte) ([]metav1.Object, er
 
 // newObject returns an empty object of a kind that standalone mode looks at.
 func newObject(kind schema.GroupVersionKind) metav1.Object {
+	gatewayAPI := schema.GroupVersion(gatewayv1.GroupVersion)
 	switch kind {
-	case gatewayv1.SchemeGroupVersion.WithKind("GatewayClass"):
+	case gatewayAPI.WithKind("GatewayClass"):
 		return &gatewayv1.GatewayClass{}
-	case gatewayv1.SchemeGroupVersion.WithKind("Gateway"):
+	case gatewayAPI.WithKind("Gateway"):
 		return &gatewayv1.Gateway{}
-	case gatewayv1.SchemeGroupVersion.WithKind("ReferenceGrant"):
+	case gatewayAPI.WithKind("ReferenceGrant"):
 		return &gatewayv1.ReferenceGrant{}
 	case v1alpha1.GroupVersion.WithKind("ServiceRoute"):
 		return &v1alpha1.ServiceRoute{}
@@ -329,8 +330,8 @@ func (s *source) collect(paths []string) objects {
 	in := &all.inputs
 	if !slices.ContainsFunc(in.GatewayClasses, func(class *gatewayv1.GatewayClass) bool { return class.Name == standaloneClass }) {
 		in.GatewayClasses = append(in.GatewayClasses, &gatewayv1.GatewayClass{
-			ObjectMeta: metav1.ObjectMeta{Name: standaloneClass},
-			Spec:       gatewayv1.GatewayClassSpec{ControllerName: v1alpha1.ControllerName},
+			Name: standaloneClass,
+			Spec: gatewayv1.GatewayClassSpec{ControllerName: v1alpha1.ControllerName},
 		})
 	}
 	return all

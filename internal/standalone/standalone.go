@@ -105,7 +105,7 @@ func Run(ctx context.Context, options Options) error {
 		}
 		read, err := files.read(ctx)
 		if err != nil {
-			screen.problems([]string{err.Error() + " (what was read before stays in use)"})
+			screen.problems([]string{fmt.Sprintf("%v (what was read before stays in use)", err)})
 			return nil
 		}
 		screen.problems(read.problems)
@@ -144,7 +144,11 @@ func Run(ctx context.Context, options Options) error {
 		case <-bell:
 			redraw.Reset(2 * changeDelay)
 		case <-redraw.C:
-			table, err := files.table(ctx, plane.Observe(nil).MeshRoutes)
+			observed, recheck := plane.Observe(time.Now(), nil)
+			if recheck > 0 {
+				redraw.Reset(recheck + time.Second)
+			}
+			table, err := files.table(ctx, observed.MeshRoutes)
 			if err != nil {
 				return err
 			}
@@ -247,7 +251,7 @@ func peer(ctx context.Context) (xds.Peer, error) {
 	if err != nil {
 		return xds.Peer{}, err
 	}
-	return xds.Peer{Gateway: xds.Gateway{Namespace: id.Namespace, Name: id.Name}, Pod: id.Pod}, nil
+	return xds.Peer{Namespace: id.Namespace, Name: id.Name, Pod: id.Pod}, nil
 }
 
 // run starts the gateways that do not run yet and stops those that should not.

@@ -9,7 +9,6 @@ import (
 	"text/tabwriter"
 
 	"k8s.io/apiextensions-apiserver/pkg/registry/customresource/tableconvertor"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -34,8 +33,8 @@ func (s *source) table(ctx context.Context, routes map[model.Key]v1alpha1.MeshRo
 	list := &unstructured.UnstructuredList{}
 	for _, key := range keys {
 		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&v1alpha1.MeshRoute{
-			ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name},
-			Status:     routes[key],
+			Namespace: key.Namespace, Name: key.Name,
+			Status: routes[key],
 		})
 		if err != nil {
 			return "", err

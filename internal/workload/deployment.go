@@ -163,6 +163,8 @@ func container(name, image string, resources corev1.ResourceRequirements) *corev
 	return corev1ac.Container().
 		WithName(name).
 		WithImage(image).
+		// Images are named by version, and may have been loaded into the node.
+		WithImagePullPolicy(corev1.PullIfNotPresent).
 		WithEnv(corev1ac.EnvVar().WithName("POD_NAME").WithValueFrom(corev1ac.EnvVarSource().
 			WithFieldRef(corev1ac.ObjectFieldSelector().WithFieldPath("metadata.name")))).
 		WithResources(requirements).

@@ -48,7 +48,7 @@ const (
 // TokenAudience is the audience of the tokens with which agents ask managers
 // for a certificate: a token for the API server is of no use there, nor the
 // other way round.
-const TokenAudience = "meshroute.io/agent"
+const TokenAudience = "meshroute.io/agent" //nolint:gosec // a name, not a credential
 
 var notLabel = regexp.MustCompile(`[^a-z0-9-]+`)
 
@@ -99,8 +99,7 @@ func owner(gw model.Gateway) *metav1ac.OwnerReferenceApplyConfiguration {
 		WithKind("Gateway").
 		WithName(gw.Name).
 		WithUID(types.UID(gw.UID)).
-		WithController(true).
-		WithBlockOwnerDeletion(true)
+		WithController(true)
 }
 
 func portName(port model.Port) string { return fmt.Sprintf("http-%d", port.Number) }

@@ -102,7 +102,7 @@ func startRelay(t *testing.T, p *place, store string) (*Relay, *bufconn.Listener
 	g := grpc.NewServer(LocalServerOptions()...)
 	r.Register(g)
 	go g.Serve(local)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { r.Run(ctx); close(done) }()
 	stop := func() { cancel(); g.Stop(); <-done }
@@ -111,7 +111,7 @@ func startRelay(t *testing.T, p *place, store string) (*Relay, *bufconn.Listener
 }
 
 // attach runs a fakeEnvoy against a relay; it tells of each response.
-func attach(t *testing.T, local *bufconn.Listener, e *fakeEnvoy) (responses chan *discoveryv3.DeltaDiscoveryResponse) {
+func attach(t *testing.T, local *bufconn.Listener, e *fakeEnvoy) chan *discoveryv3.DeltaDiscoveryResponse {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///relay", append(DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return local.DialContext(ctx) }))...)
@@ -119,11 +119,11 @@ func attach(t *testing.T, local *bufconn.Listener, e *fakeEnvoy) (responses chan
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(context.Background())
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	responses = make(chan *discoveryv3.DeltaDiscoveryResponse, 1000)
+	responses := make(chan *discoveryv3.DeltaDiscoveryResponse, 1000)
 	e.connect()
 	go func() {
 		defer close(responses)
@@ -188,7 +188,7 @@ func TestManagerRestartsWithTheSameContent(t *testing.T) {
 	changed := someContent(20)
 	changed[kinds[listeners].url] = map[string]proto.Message{"l": body(listeners, "l", "r"), "l2": body(listeners, "l2", "r")}
 	second.applied(t, second.Set(gw, changed).Sequence)
-	if resp := <-responses; len(resp.Resources) != 1 || resp.Resources[0].Name != "l2" {
+	if resp := <-responses; len(resp.GetResources()) != 1 || resp.GetResources()[0].GetName() != "l2" {
 		t.Errorf("Envoy was sent %v", short(resp))
 	}
 }
@@ -209,7 +209,7 @@ func TestRelayServesFromItsStoreWithoutAManager(t *testing.T) {
 	for got := 0; got < 12; { // 5 clusters, 5 endpoints, a route configuration, a listener
 		select {
 		case resp := <-responses:
-			got += len(resp.Resources)
+			got += len(resp.GetResources())
 		case <-timeout:
 			t.Fatalf("Envoy got %d resources", got)
 		}
@@ -220,7 +220,7 @@ func TestNoAnswerBeforeEverythingWasSet(t *testing.T) {
 	// Below gRPC, where everything happens in the calls: nothing to wait for.
 	server := NewServer(nil, testr.New(t))
 	str := &stream{server: server, peer: Peer{gw, "pod-1"}, gateway: server.gateway(gw)}
-	str.OnDeltaStreamOpen(context.Background(), 1, "")
+	str.OnDeltaStreamOpen(t.Context(), 1, "")
 	out := make(chan cache.DeltaResponse, 10)
 	for _, url := range Types() {
 		sub := streamv3.NewDeltaSubscription([]string{"*"}, nil, nil, true)
@@ -244,7 +244,7 @@ func TestNoAnswerBeforeEverythingWasSet(t *testing.T) {
 			t.Fatal("no answer when everything was set")
 		}
 		resp, err := (<-out).GetDeltaDiscoveryResponse()
-		if err != nil || resp.TypeUrl != url || len(resp.Resources) != len(all[url]) {
+		if err != nil || resp.GetTypeUrl() != url || len(resp.GetResources()) != len(all[url]) {
 			t.Errorf("came %s, %v, wanted all %d of %s", short(resp), err, len(all[url]), url)
 		}
 	}
@@ -258,9 +258,9 @@ func TestNodeMustAgreeWithCertificate(t *testing.T) {
 		"another pod":     {Id: "pod-2", Cluster: gw.String()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			conn, _ := p.dial(context.Background())
+			conn, _ := p.dial(t.Context())
 			defer conn.Close()
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 			if err != nil {
@@ -283,9 +283,8 @@ func TestDeleteDoesNotEmpty(t *testing.T) {
 	m.applied(t, m.Set(gw, someContent(3)).Sequence)
 	m.Delete(gw)
 	m.applied(t, m.Set(gw, someContent(4)).Sequence) // the relay comes back and goes on
-	close := len(responses)
-	for range close {
-		if resp := <-responses; len(resp.RemovedResources) > 0 {
+	for range len(responses) {
+		if resp := <-responses; len(resp.GetRemovedResources()) > 0 {
 			t.Errorf("Envoy was emptied: %v", short(resp))
 		}
 	}
@@ -298,7 +297,7 @@ func TestStore(t *testing.T) {
 	if err := writeStore(path, []*discoveryv3.Resource{res(clusters, "c", "1"), secret}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := readStore(path); err != nil || len(got) != 1 || got[0].Name != "c" {
+	if got, err := readStore(path); err != nil || len(got) != 1 || got[0].GetName() != "c" {
 		t.Fatalf("read %v, %v: the cluster and no secret were to come", got, err)
 	}
 	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
@@ -326,11 +325,7 @@ func TestRealEnvoy(t *testing.T) {
 	}
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
 	defer backend.Close()
-	dir, err := os.MkdirTemp("", "xds") // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := t.TempDir()
 
 	p := &place{}
 	m := p.start(t)
@@ -343,7 +338,7 @@ func TestRealEnvoy(t *testing.T) {
 	r.Register(g)
 	go g.Serve(socket)
 	t.Cleanup(g.Stop)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan struct{})
 	go func() { r.Run(ctx); close(ran) }()
 	t.Cleanup(func() { cancel(); <-ran })
@@ -399,7 +394,7 @@ func TestRealEnvoy(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
-		if got, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || string(got) != "hello" {
+		if got, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK || string(got) != "hello" {
 			t.Fatalf("GET %s: %d %q", path, resp.StatusCode, got)
 		}
 	}

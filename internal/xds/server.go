@@ -263,6 +263,7 @@ func (s *stream) moved() {
 	}
 }
 
+// OnDeltaStreamOpen begins to count what the relay acknowledges.
 func (s *stream) OnDeltaStreamOpen(context.Context, int64, string) error {
 	s.gateway.mu.Lock()
 	s.acks = s.gateway.tracker.open(s.peer.Pod)
@@ -271,6 +272,7 @@ func (s *stream) OnDeltaStreamOpen(context.Context, int64, string) error {
 	return nil
 }
 
+// OnDeltaStreamClosed forgets the stream.
 func (s *stream) OnDeltaStreamClosed(int64, *corev3.Node) {
 	s.gateway.mu.Lock()
 	s.gateway.tracker.close(s.acks)
@@ -278,6 +280,8 @@ func (s *stream) OnDeltaStreamClosed(int64, *corev3.Node) {
 	s.moved()
 }
 
+// OnStreamDeltaRequest refuses who is not whom its certificate names, and takes
+// note of answers.
 func (s *stream) OnStreamDeltaRequest(_ int64, req *discoveryv3.DeltaDiscoveryRequest) error {
 	node, gw := req.GetNode(), s.peer.Gateway.String()
 	if node.GetCluster() != "" && node.GetCluster() != gw || node.GetId() != "" && node.GetId() != s.peer.Pod {
@@ -302,6 +306,7 @@ func (s *stream) OnStreamDeltaRequest(_ int64, req *discoveryv3.DeltaDiscoveryRe
 	return nil
 }
 
+// OnStreamDeltaResponse remembers which version a response brings.
 func (s *stream) OnStreamDeltaResponse(_ int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
 	k, known := kindOf(resp.GetTypeUrl())
 	version, err := strconv.ParseUint(resp.GetSystemVersionInfo(), 10, 64)

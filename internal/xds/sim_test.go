@@ -95,7 +95,7 @@ type fakeManager struct {
 func (m *fakeManager) set(to content) {
 	changed := false
 	for k := range numKinds {
-		if !maps.EqualFunc(m.content[k], to[k], func(a, b *discoveryv3.Resource) bool { return a.Version == b.Version }) {
+		if !maps.EqualFunc(m.content[k], to[k], func(a, b *discoveryv3.Resource) bool { return a.GetVersion() == b.GetVersion() }) {
 			m.versions[k]++
 			changed = true
 		}
@@ -119,21 +119,21 @@ func (m *fakeManager) connect() {
 }
 
 func (m *fakeManager) request(req *discoveryv3.DeltaDiscoveryRequest) {
-	k, _ := kindOf(req.TypeUrl)
-	if req.ResponseNonce == "" {
-		m.known[k] = maps.Clone(req.InitialResourceVersions)
+	k, _ := kindOf(req.GetTypeUrl())
+	if req.GetResponseNonce() == "" {
+		m.known[k] = maps.Clone(req.GetInitialResourceVersions())
 		if m.known[k] == nil {
 			m.known[k] = map[string]string{}
 		}
 		m.first[k] = true
 	} else {
-		if req.ResponseNonce == m.latest[k] {
+		if req.GetResponseNonce() == m.latest[k] {
 			m.answers[k] = req
 		}
-		if req.ErrorDetail == nil {
-			m.tracker.answer(m.stream, k, req.ResponseNonce, nil)
-		} else if req.ErrorDetail.Code != int32(codes.Unavailable) {
-			m.tracker.answer(m.stream, k, req.ResponseNonce, &req.ErrorDetail.Message)
+		if req.GetErrorDetail() == nil {
+			m.tracker.answer(m.stream, k, req.GetResponseNonce(), nil)
+		} else if req.GetErrorDetail().GetCode() != int32(codes.Unavailable) {
+			m.tracker.answer(m.stream, k, req.GetResponseNonce(), &req.ErrorDetail.Message)
 		}
 	}
 	m.armed[k] = true
@@ -149,9 +149,9 @@ func (m *fakeManager) respond(k kind) {
 	}
 	resp := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: kinds[k].url, SystemVersionInfo: strconv.FormatUint(m.versions[k], 10)}
 	for name, r := range m.content[k] {
-		if m.known[k][name] != r.Version {
+		if m.known[k][name] != r.GetVersion() {
 			resp.Resources = append(resp.Resources, r)
-			m.known[k][name] = r.Version
+			m.known[k][name] = r.GetVersion()
 		}
 	}
 	for name := range m.known[k] {
@@ -160,14 +160,14 @@ func (m *fakeManager) respond(k kind) {
 			delete(m.known[k], name)
 		}
 	}
-	if len(resp.Resources)+len(resp.RemovedResources) == 0 && !m.first[k] {
+	if len(resp.GetResources())+len(resp.GetRemovedResources()) == 0 && !m.first[k] {
 		return
 	}
 	m.first[k], m.armed[k] = false, false
 	m.nonces++
 	resp.Nonce = strconv.Itoa(m.nonces)
-	m.latest[k], m.answers[k] = resp.Nonce, nil
-	m.stream.sent(k, resp.Nonce, m.versions[k])
+	m.latest[k], m.answers[k] = resp.GetNonce(), nil
+	m.stream.sent(k, resp.GetNonce(), m.versions[k])
 	m.out = append(m.out, resp)
 }
 
@@ -212,7 +212,7 @@ func (e *fakeEnvoy) ask(k kind, subscribe, unsubscribe []string) {
 		e.asked[k] = true
 		req.InitialResourceVersions = map[string]string{}
 		for name, r := range e.have[k] {
-			req.InitialResourceVersions[name] = r.Version
+			req.InitialResourceVersions[name] = r.GetVersion()
 		}
 	}
 	e.out = append(e.out, req)
@@ -247,7 +247,7 @@ func (e *fakeEnvoy) follow(parent kind) {
 
 // The Server's versions are hashes, which may begin with "bad", too.
 func bad(r *discoveryv3.Resource) bool {
-	return len(r.Version) < 64 && strings.HasPrefix(r.Version, "bad")
+	return len(r.GetVersion()) < 64 && strings.HasPrefix(r.GetVersion(), "bad")
 }
 
 var trace = func(string, ...any) {}
@@ -256,32 +256,32 @@ func (e *fakeEnvoy) receive() error {
 	resp := e.in[0]
 	trace("envoy gets %s", short(resp))
 	e.in = e.in[1:]
-	k, _ := kindOf(resp.TypeUrl)
-	e.pushed += len(resp.Resources)
-	refuse := slices.ContainsFunc(resp.Resources, bad)
-	ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.TypeUrl, ResponseNonce: resp.Nonce}
+	k, _ := kindOf(resp.GetTypeUrl())
+	e.pushed += len(resp.GetResources())
+	refuse := slices.ContainsFunc(resp.GetResources(), bad)
+	ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 	if refuse {
 		ack.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: "no good"}
 	}
-	for _, r := range resp.Resources {
+	for _, r := range resp.GetResources() {
 		// Envoy takes some of the good ones of a refused response.
-		if bad(r) || refuse && e.rand.IntN(2) == 0 || !kinds[k].wildcard && !e.subs[k][r.Name] {
+		if bad(r) || refuse && e.rand.IntN(2) == 0 || !kinds[k].wildcard && !e.subs[k][r.GetName()] {
 			continue
 		}
 		switch k {
 		case clusters:
-			if old := e.have[k][r.Name]; old == nil || old.Version != r.Version {
-				e.rewarm[r.Name] = true
+			if old := e.have[k][r.GetName()]; old == nil || old.GetVersion() != r.GetVersion() {
+				e.rewarm[r.GetName()] = true
 			}
 		case endpoints:
-			if e.have[clusters][r.Name] != nil {
-				e.warm[r.Name] = true
-				delete(e.rewarm, r.Name)
+			if e.have[clusters][r.GetName()] != nil {
+				e.warm[r.GetName()] = true
+				delete(e.rewarm, r.GetName())
 			}
 		case routes:
 			for _, name := range refsOf(k, r) {
 				if !e.warm[name] {
-					return fmt.Errorf("route configuration %s came before its cluster %s was ready", r.Name, name)
+					return fmt.Errorf("route configuration %s came before its cluster %s was ready", r.GetName(), name)
 				}
 			}
 		case listeners:
@@ -291,14 +291,14 @@ func (e *fakeEnvoy) receive() error {
 				}
 			}
 		}
-		e.have[k][r.Name] = r
+		e.have[k][r.GetName()] = r
 	}
-	for _, name := range resp.RemovedResources {
+	for _, name := range resp.GetRemovedResources() {
 		switch k {
 		case clusters:
 			for _, r := range e.have[routes] {
 				if slices.Contains(refsOf(routes, r), name) {
-					return fmt.Errorf("cluster %s removed while %s uses it", name, r.Name)
+					return fmt.Errorf("cluster %s removed while %s uses it", name, r.GetName())
 				}
 			}
 			delete(e.warm, name)
@@ -430,7 +430,7 @@ func versionsOf(c content) (v [numKinds]map[string]string) {
 	for k := range c {
 		v[k] = map[string]string{}
 		for name, r := range c[k] {
-			v[k][name] = r.Version
+			v[k][name] = r.GetVersion()
 		}
 	}
 	return v
@@ -440,13 +440,13 @@ func versionsOf(c content) (v [numKinds]map[string]string) {
 func lacking(good []*discoveryv3.Resource) string {
 	have := map[string]bool{}
 	for _, r := range good {
-		have[r.Resource.TypeUrl+r.Name] = true
+		have[r.GetResource().GetTypeUrl()+r.GetName()] = true
 	}
 	for _, r := range good {
-		k, _ := kindOf(r.Resource.TypeUrl)
+		k, _ := kindOf(r.GetResource().GetTypeUrl())
 		for _, name := range refsOf(k, r) {
 			if !have[kinds[kinds[k].to].url+name] {
-				return fmt.Sprintf("%s without its %s %s", r.Name, kinds[kinds[k].to].noun, name)
+				return fmt.Sprintf("%s without its %s %s", r.GetName(), kinds[kinds[k].to].noun, name)
 			}
 		}
 	}
@@ -565,10 +565,10 @@ func holdsAll(w *world) error {
 }
 
 func short(resp *discoveryv3.DeltaDiscoveryResponse) string {
-	k, _ := kindOf(resp.TypeUrl)
-	out := kinds[k].noun + " #" + resp.Nonce
-	for _, r := range resp.Resources {
-		out += fmt.Sprintf(" %s@%s%v", r.Name, r.Version, refsOf(k, r))
+	k, _ := kindOf(resp.GetTypeUrl())
+	out := kinds[k].noun + " #" + resp.GetNonce()
+	for _, r := range resp.GetResources() {
+		out += fmt.Sprintf(" %s@%s%v", r.GetName(), r.GetVersion(), refsOf(k, r))
 	}
-	return out + fmt.Sprintf(" -%v", resp.RemovedResources)
+	return out + fmt.Sprintf(" -%v", resp.GetRemovedResources())
 }

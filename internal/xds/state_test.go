@@ -60,8 +60,10 @@ func TestScenarios(t *testing.T) {
 			},
 		},
 		"a mended cluster lets the waiting route go, and its refusal is taken back": {
-			steps: []any{set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "r web 2 a b", "l http 1 web"),
-				set("c a 1", "e a 1", "c b 2", "e b 1", "r web 2 a b", "l http 1 web")},
+			steps: []any{
+				set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "r web 2 a b", "l http 1 web"),
+				set("c a 1", "e a 1", "c b 2", "e b 1", "r web 2 a b", "l http 1 web"),
+			},
 			want: "c a 1, c b 2, e a 1, e b 1, r web 2, l http 1",
 		},
 		"a cluster stays while a listener that drains keeps its routes": {
@@ -118,7 +120,7 @@ func TestScenarios(t *testing.T) {
 			if w.envoyUp {
 				for k := range numKinds {
 					for _, r := range w.envoy.have[k] {
-						got = append(got, fmt.Sprintf("%d %s %s %s", k, string("cerl"[k]), r.Name, r.Version))
+						got = append(got, fmt.Sprintf("%d %s %s %s", k, string("cerl"[k]), r.GetName(), r.GetVersion()))
 					}
 				}
 			}
@@ -134,10 +136,10 @@ func TestScenarios(t *testing.T) {
 				switch a := w.manager.answers[k]; {
 				case a == nil:
 					answers[k] = "none"
-				case a.ErrorDetail.GetCode() == int32(codes.Unavailable):
+				case a.GetErrorDetail().GetCode() == int32(codes.Unavailable):
 					answers[k] = "deferred"
-				case a.ErrorDetail != nil:
-					answers[k] = a.ErrorDetail.Message
+				case a.GetErrorDetail() != nil:
+					answers[k] = a.GetErrorDetail().GetMessage()
 				}
 			}
 			want := tt.answers

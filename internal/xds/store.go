@@ -33,7 +33,7 @@ func writeStore(path string, resources []*discoveryv3.Resource) (err error) {
 			all.Resources = append(all.Resources, r)
 		}
 	}
-	slices.SortFunc(all.Resources, func(a, b *discoveryv3.Resource) int {
+	slices.SortFunc(all.GetResources(), func(a, b *discoveryv3.Resource) int {
 		return cmp.Or(cmp.Compare(a.GetResource().GetTypeUrl(), b.GetResource().GetTypeUrl()), cmp.Compare(a.GetName(), b.GetName()))
 	})
 	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(all)
@@ -55,7 +55,7 @@ func writeStore(path string, resources []*discoveryv3.Resource) (err error) {
 	if err == nil {
 		err = file.Sync()
 	}
-	if err = errors.Join(err, file.Close()); err != nil {
+	if err := errors.Join(err, file.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(temporary, path); err != nil {
@@ -76,7 +76,7 @@ func readStore(path string) ([]*discoveryv3.Resource, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	content, err := io.ReadAll(io.LimitReader(file, maxStoreSize+1))
 	if err != nil {
 		return nil, err

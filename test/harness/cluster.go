@@ -73,8 +73,8 @@ func StartCluster(folder string) (*Cluster, error) {
 		environment: &envtest.Environment{
 			BinaryAssetsDirectory: assets,
 			CRDDirectoryPaths: []string{
-				filepath.Join(root, "config/crd/bases"),
-				filepath.Join(gatewayAPI, "config/crd/standard"),
+				filepath.Join(root, "config", "crd", "bases"),
+				filepath.Join(gatewayAPI, "config", "crd", "standard"),
 			},
 			ErrorIfCRDPathMissing: true,
 			// Two busy cores may take their time.

@@ -3,7 +3,6 @@ package harness
 import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -13,18 +12,16 @@ import (
 // Service is one of port 80, named http.
 func Service(namespace, name string) *corev1.Service {
 	return &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
-		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
+		Namespace: namespace, Name: name,
+		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
 	}
 }
 
 // Endpoints is an EndpointSlice of a Service with ready endpoints.
 func Endpoints(namespace, service string, backends ...*Backend) *discoveryv1.EndpointSlice {
 	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: namespace, Name: service + "-1",
-			Labels: map[string]string{discoveryv1.LabelServiceName: service},
-		},
+		Namespace: namespace, Name: service + "-1",
+		Labels:      map[string]string{discoveryv1.LabelServiceName: service},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(8080)), Protocol: new(corev1.ProtocolTCP)}},
 		Endpoints:   []discoveryv1.Endpoint{},
@@ -41,7 +38,7 @@ func Endpoints(namespace, service string, backends ...*Backend) *discoveryv1.End
 // Gateway listens on a port, for routes of all namespaces.
 func Gateway(namespace, name, class string, port int) *gatewayv1.Gateway {
 	return &gatewayv1.Gateway{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		Namespace: namespace, Name: name,
 		Spec: gatewayv1.GatewaySpec{
 			GatewayClassName: gatewayv1.ObjectName(class),
 			Listeners: []gatewayv1.Listener{{
@@ -57,15 +54,15 @@ func Gateway(namespace, name, class string, port int) *gatewayv1.Gateway {
 // GatewayClass is one of this operator.
 func GatewayClass(name string) *gatewayv1.GatewayClass {
 	return &gatewayv1.GatewayClass{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec:       gatewayv1.GatewayClassSpec{ControllerName: v1alpha1.ControllerName},
+		Name: name,
+		Spec: gatewayv1.GatewayClassSpec{ControllerName: v1alpha1.ControllerName},
 	}
 }
 
 // Route sends everything of a hostname to a Service's port 80.
 func Route(namespace, name, hostname, service string, parents ...gatewayv1.ParentReference) *v1alpha1.ServiceRoute {
 	return &v1alpha1.ServiceRoute{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		Namespace: namespace, Name: name,
 		Spec: v1alpha1.ServiceRouteSpec{
 			ParentRefs: parents,
 			Hostnames:  []gatewayv1.Hostname{gatewayv1.Hostname(hostname)},

@@ -17,7 +17,6 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"meshroute.io/meshroute/internal/workload"
@@ -32,7 +31,7 @@ type Operator struct {
 
 // StartOperator starts the manager against a cluster.
 func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder string) (*Operator, error) {
-	err := c.Client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: SystemNamespace}})
+	err := c.Client.Create(ctx, &corev1.Namespace{Name: SystemNamespace})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, err
 	}
@@ -46,7 +45,7 @@ func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder s
 	}
 	process, err := StartProcess("manager", filepath.Join(folder, "manager.log"), binaries.Manager,
 		"--kubeconfig", c.Kubeconfig, "--namespace", SystemNamespace, "--service", "localhost",
-		"--xds-bind-address", ports[0], "--certificate-bind-address", ports[1], "--health-probe-bind-address", ports[2])
+		"--pprof-bind-address", "127.0.0.1:6061", "--xds-bind-address", ports[0], "--certificate-bind-address", ports[1], "--health-probe-bind-address", ports[2])
 	if err != nil {
 		return nil, err
 	}
@@ -77,8 +76,8 @@ func (c *Cluster) StartPod(ctx context.Context, binaries Binaries, folder string
 	}
 	template := deployment.Spec.Template
 	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: gateway.Namespace, Name: name, Labels: template.Labels},
-		Spec:       template.Spec,
+		Namespace: gateway.Namespace, Name: name, Labels: template.Labels,
+		Spec: template.Spec,
 	}
 	if err := c.Client.Create(ctx, pod); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, err
@@ -120,10 +119,10 @@ func (c *Cluster) StartPod(ctx context.Context, binaries Binaries, folder string
 	p.Readiness = fmt.Sprintf("http://127.0.0.1:%d/readyz", probes)
 	var failed error
 	for _, container := range template.Spec.Containers {
-		args := make([]string, len(container.Args))
-		for i, arg := range container.Args {
+		var args []string
+		for _, arg := range container.Args {
 			arg = mounts.Replace(strings.ReplaceAll(arg, "$(POD_NAME)", name))
-			args[i] = strings.ReplaceAll(arg, ":19001", fmt.Sprintf("127.0.0.1:%d", probes))
+			args = append(args, strings.ReplaceAll(arg, ":19001", fmt.Sprintf("127.0.0.1:%d", probes)))
 		}
 		log := filepath.Join(p.folder, container.Name+".log")
 		switch container.Name {
@@ -158,7 +157,7 @@ func (c *Cluster) podToken(ctx context.Context, pod *corev1.Pod) (string, error)
 			ExpirationSeconds: wanted.ExpirationSeconds,
 			BoundObjectRef:    &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID},
 		}}
-		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Spec.ServiceAccountName}}
+		account := &corev1.ServiceAccount{Namespace: pod.Namespace, Name: pod.Spec.ServiceAccountName}
 		if err := c.Client.SubResource("token").Create(ctx, account, request); err != nil {
 			return "", fmt.Errorf("token of pod %s: %w", pod.Name, err)
 		}

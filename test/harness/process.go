@@ -123,7 +123,6 @@ func (p *Process) Log() string {
 // AwaitOK waits until a URL answers with 200.
 func AwaitOK(ctx context.Context, url string) error {
 	client := &http.Client{Timeout: 2 * time.Second}
-	last := fmt.Errorf("never asked")
 	for {
 		response, err := client.Get(url)
 		if err == nil {
@@ -133,10 +132,9 @@ func AwaitOK(ctx context.Context, url string) error {
 			}
 			err = fmt.Errorf("%s", response.Status)
 		}
-		last = err
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w", url, last)
+			return fmt.Errorf("waiting for %s: %w", url, err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

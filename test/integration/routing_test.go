@@ -129,7 +129,7 @@ var _ = Describe("A ServiceRoute", Label("routing"), func() {
 
 	It("answers 504 when the time for a request is over, and only then", func(ctx SpecContext) {
 		release := make(chan struct{})
-		service(ctx, "slow", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		service(ctx, "slow", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/slow" {
 				select {
 				case <-release:

@@ -124,11 +124,11 @@ var _ = Describe("The objects of a gateway", Label("workload"), func() {
 		}
 		var deployment appsv1.Deployment
 		Expect(cluster.Client.Get(ctx, name, &deployment)).To(Succeed())
-		restricted := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		restricted := &corev1.Namespace{
 			GenerateName: "restricted-", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
-		}}
+		}
 		create(ctx, restricted)
-		sample := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: restricted.Name, Name: "p"}, Spec: deployment.Spec.Template.Spec}
+		sample := &corev1.Pod{Namespace: restricted.Name, Name: "p", Spec: deployment.Spec.Template.Spec}
 		Expect(cluster.Client.Create(ctx, sample, client.DryRunAll)).To(Succeed())
 	})
 
@@ -142,7 +142,7 @@ var _ = Describe("The objects of a gateway", Label("workload"), func() {
 		}).ShouldNot(Equal("else"))
 
 		namespace := newNamespace(ctx)
-		config := &v1alpha1.GatewayConfig{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "big"}}
+		config := &v1alpha1.GatewayConfig{Namespace: namespace, Name: "big"}
 		config.Spec.Replicas = new(int32(3))
 		config.Spec.ServiceType = new(corev1.ServiceTypeNodePort)
 		config.Spec.Ports = []v1alpha1.GatewayPort{{Port: 80, NodePort: new(int32(30088))}}

@@ -101,7 +101,7 @@ func tail(log string) string {
 // in it: an API server alone deletes no namespace.
 func newNamespace(ctx context.Context) string {
 	GinkgoHelper()
-	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "spec-"}}
+	namespace := &corev1.Namespace{GenerateName: "spec-"}
 	Expect(cluster.Client.Create(ctx, namespace)).To(Succeed())
 	DeferCleanup(func(ctx SpecContext) {
 		in := client.InNamespace(namespace.Name)
