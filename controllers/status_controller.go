@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -198,7 +200,7 @@ func (r *StatusReconciler) routes(ctx context.Context, observed model.Observed, 
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read ServiceRoutes: %w", err)
 	}
-	var failed []error
+	var writes []func() error
 	for i := range list.Items {
 		object := &list.Items[i]
 		status, known := observed.Routes[keyOf(object)]
@@ -215,9 +217,9 @@ func (r *StatusReconciler) routes(ctx context.Context, observed model.Observed, 
 			}
 			status.Parents[p].Conditions = model.MergeConditions(before, status.Parents[p].Conditions, now)
 		}
-		failed = append(failed, r.write(ctx, object, object.Status, status))
+		writes = append(writes, func() error { return r.write(ctx, object, object.Status, status) })
 	}
-	return errors.Join(failed...)
+	return parallel(writes)
 }
 
 // meshRoutes creates, updates and deletes MeshRoutes.
@@ -226,14 +228,19 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read MeshRoutes: %w", err)
 	}
-	var failed []error
+	var writes []func() error
 	exists := make(map[model.Key]*v1alpha1.MeshRoute, len(list.Items))
 	for i := range list.Items {
 		object := &list.Items[i]
 		if _, wanted := observed.MeshRoutes[keyOf(object)]; wanted {
 			exists[keyOf(object)] = object
-		} else if err := client.IgnoreNotFound(r.Client.Delete(ctx, object)); err != nil {
-			failed = append(failed, fmt.Errorf("delete %s: %w", describe(object), err))
+		} else {
+			writes = append(writes, func() error {
+				if err := client.IgnoreNotFound(r.Client.Delete(ctx, object)); err != nil {
+					return fmt.Errorf("delete %s: %w", describe(object), err)
+				}
+				return nil
+			})
 		}
 	}
 	owners := make(map[model.Key]string, len(observed.Routes))
@@ -241,18 +248,19 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 		owners[route.Key] = route.UID
 	}
 	for key, status := range observed.MeshRoutes {
-		object := exists[key]
-		if object == nil {
-			object = &v1alpha1.MeshRoute{Namespace: key.Namespace, Name: key.Name}
-			if err := r.createMeshRoute(ctx, object, owners[key]); err != nil {
-				failed = append(failed, err)
-				continue
+		writes = append(writes, func() error {
+			object := exists[key]
+			if object == nil {
+				object = &v1alpha1.MeshRoute{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+				if err := r.createMeshRoute(ctx, object, owners[key]); err != nil {
+					return err
+				}
 			}
-		}
-		status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
-		failed = append(failed, r.write(ctx, object, object.Status, status))
+			status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
+			return r.write(ctx, object, object.Status, status)
+		})
 	}
-	return errors.Join(failed...)
+	return parallel(writes)
 }
 
 // createMeshRoute creates a MeshRoute that goes when its ServiceRoute does. The
@@ -268,6 +276,27 @@ func (r *StatusReconciler) createMeshRoute(ctx context.Context, object *v1alpha1
 		return fmt.Errorf("create %s: %w", describe(object), err)
 	}
 	return nil
+}
+
+// writers is how many statuses are written at a time. After the start of a
+// thousand routes there are thousands to write; more at a time would only take
+// the API server from others.
+const writers = 4
+
+// parallel runs writes and joins their errors: that one fails is no reason to
+// leave out another.
+func parallel(writes []func() error) error {
+	failed := make([]error, len(writes))
+	var group errgroup.Group
+	group.SetLimit(writers)
+	for i, write := range writes {
+		group.Go(func() error {
+			failed[i] = write()
+			return nil
+		})
+	}
+	_ = group.Wait() // never fails: errors are collected
+	return errors.Join(failed...)
 }
 
 func (r *StatusReconciler) write(ctx context.Context, object client.Object, before, after any) error {
@@ -294,13 +323,26 @@ func (r *StatusReconciler) SetupWithManager(mgr manager.Manager) error {
 			queue.AddAfter(statusRequest{}, statusDelay)
 		},
 	}
+	// What this operator writes itself is no news to it; a status that somebody
+	// else changed is mended with the next change of anything.
+	spec := builder.WithPredicates(predicate.GenerationChangedPredicate{})
+	deleted := builder.WithPredicates(predicate.Funcs{
+		CreateFunc: func(event.CreateEvent) bool { return false },
+		UpdateFunc: func(event.UpdateEvent) bool { return false },
+	})
+	gateways, err := predicate.LabelSelectorPredicate(metav1.LabelSelector{
+		MatchLabels: map[string]string{workload.LabelManagedBy: workload.ManagedBy},
+	})
+	if err != nil {
+		return err
+	}
 	return builder.TypedControllerManagedBy[statusRequest](mgr).
 		Named("status").
-		Watches(&v1alpha1.MeshRoute{}, all).
-		Watches(&v1alpha1.ServiceRoute{}, all).
-		Watches(&gatewayv1.Gateway{}, all).
-		Watches(&gatewayv1.GatewayClass{}, all).
-		Watches(&corev1.Service{}, all).
+		Watches(&v1alpha1.MeshRoute{}, all, deleted).
+		Watches(&v1alpha1.ServiceRoute{}, all, spec).
+		Watches(&gatewayv1.Gateway{}, all, spec).
+		Watches(&gatewayv1.GatewayClass{}, all, spec).
+		Watches(&corev1.Service{}, all, builder.WithPredicates(gateways)).
 		WatchesRawSource(source.TypedChannel(r.Changed, all)).
 		WithOptions(controller.TypedOptions[statusRequest]{MaxConcurrentReconciles: 1}).
 		Complete(r)

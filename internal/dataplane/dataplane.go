@@ -12,6 +12,7 @@ package dataplane
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,6 +44,7 @@ type Dataplane struct {
 }
 
 type clusterEndpoints struct {
+	cluster  model.Cluster
 	set      model.EndpointSet
 	resource proto.Message
 }
@@ -83,6 +85,8 @@ func (g *gateway) pods(connected []xds.PodAck, now time.Time) []xds.PodAck {
 		}
 		pods = append(pods, pod.ack)
 	}
+	// Which refusal is told must not change from one look to the next.
+	slices.SortFunc(pods, func(a, b xds.PodAck) int { return strings.Compare(a.Pod, b.Pod) })
 	return pods
 }
 
@@ -118,7 +122,7 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 		}
 		known.clusters = gw.Clusters
 	}
-	d.setUses(slicesOf)
+	d.setUses(result.Gateways, slicesOf)
 	for _, gw := range result.Gateways {
 		known := d.gateways[gw.Key]
 		resources := known.translator.Translate(gw)
@@ -143,29 +147,36 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 }
 
 // setUses finds out which Services are in use, and reads the endpoints of those
-// that were not before.
-func (d *Dataplane) setUses(slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
+// that were not before, or not by this name of their port.
+func (d *Dataplane) setUses(valid []model.Gateway, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
 	uses := make(map[model.Key][]model.Cluster, len(d.uses))
 	endpoints := make(map[string]clusterEndpoints, len(d.endpoints))
-	for _, gw := range d.gateways {
-		for _, cluster := range gw.clusters {
+	use := func(clusters []model.Cluster) {
+		for _, cluster := range clusters {
 			if _, seen := endpoints[cluster.Name]; seen || cluster.DNSName != "" {
 				continue
 			}
 			known, ok := d.endpoints[cluster.Name]
-			if !ok {
+			if !ok || known.cluster != cluster {
 				known = newClusterEndpoints(cluster, slicesOf(cluster.Service))
 			}
 			endpoints[cluster.Name] = known
 			uses[cluster.Service] = append(uses[cluster.Service], cluster)
 		}
 	}
+	// What an invalid gateway has of a cluster may be out of date.
+	for _, gw := range valid {
+		use(gw.Clusters)
+	}
+	for _, gw := range d.gateways {
+		use(gw.clusters)
+	}
 	d.uses, d.endpoints = uses, endpoints
 }
 
 func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSlice) clusterEndpoints {
 	set := model.Endpoints(cluster, found)
-	return clusterEndpoints{set: set, resource: envoy.Endpoints(cluster.Name, set.Serving)}
+	return clusterEndpoints{cluster: cluster, set: set, resource: envoy.Endpoints(cluster.Name, set.Serving)}
 }
 
 // note remembers the sequence for those routes that changed. A route that did
@@ -226,7 +237,7 @@ func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.Endpoin
 			continue
 		}
 		for key, gw := range d.gateways {
-			if slices.Contains(gw.clusters, cluster) {
+			if slices.ContainsFunc(gw.clusters, func(c model.Cluster) bool { return c.Name == cluster.Name }) {
 				d.server.Update(xds.Gateway(key), resource.EndpointType,
 					map[string]proto.Message{cluster.Name: now.resource})
 			}

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -42,6 +43,7 @@ type source struct {
 	folder  string
 	schemas map[schema.GroupVersionKind]*kindSchema
 	files   map[string]*file
+	seen    map[string]metav1.Object // by id, as last read
 }
 
 type file struct {
@@ -62,7 +64,7 @@ func newSource(folder string) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &source{folder: folder, schemas: schemas, files: map[string]*file{}}, nil
+	return &source{folder: folder, schemas: schemas, files: map[string]*file{}, seen: map[string]metav1.Object{}}, nil
 }
 
 // objects are what all files together declare.
@@ -142,7 +144,28 @@ func (s *source) readFile(ctx context.Context, path string) {
 		known.problem = err.Error()
 		return
 	}
+	for _, object := range read {
+		s.setGeneration(object)
+	}
 	known.objects, known.problem = read, ""
+}
+
+// setGeneration counts the changes of an object, as an API server does: by its
+// generation it is known whether gateways have a route as it is now.
+func (s *source) setGeneration(object metav1.Object) {
+	object.SetGeneration(1)
+	if before := s.seen[id(object)]; before != nil {
+		object.SetGeneration(before.GetGeneration())
+		if !reflect.DeepEqual(before, object) {
+			object.SetGeneration(before.GetGeneration() + 1)
+		}
+	}
+	s.seen[id(object)] = object
+}
+
+// id names an object among those of all kinds.
+func id(object metav1.Object) string {
+	return fmt.Sprintf("%s %s/%s", strings.TrimLeft(fmt.Sprintf("%T", object), "*"), object.GetNamespace(), object.GetName())
 }
 
 func readBounded(path string) ([]byte, error) {
@@ -317,10 +340,10 @@ func (s *source) collect(paths []string) objects {
 			all.problems = append(all.problems, fmt.Sprintf("%s: %s (%s)", path, known.problem, state))
 		}
 		for _, object := range known.objects {
-			id := fmt.Sprintf("%T %s/%s", object, object.GetNamespace(), object.GetName())
+			id := id(object)
 			if other, taken := from[id]; taken {
 				all.problems = append(all.problems, fmt.Sprintf("%s: %s is also in %s, which counts: remove one of them",
-					path, strings.TrimLeft(id, "*"), other))
+					path, id, other))
 				continue
 			}
 			from[id] = path

@@ -197,7 +197,16 @@ func (b *bench) allReady(ctx context.Context) error {
 				}
 			}
 		}
-		if ready == len(list.Items) {
+		var shown v1alpha1.MeshRouteList
+		if err := b.cluster.Client.List(ctx, &shown, client.InNamespace(namespace)); err != nil {
+			return err
+		}
+		for _, mesh := range shown.Items {
+			if len(mesh.Status.Conditions) == 1 && mesh.Status.Conditions[0].Status == "True" {
+				ready++
+			}
+		}
+		if ready == 2*len(list.Items)+1 { // and the one that sums up
 			return nil
 		}
 		select {
@@ -255,7 +264,7 @@ func (l latencies) String() string {
 	at := func(q float64) time.Duration {
 		return l[min(len(l)-1, int(q*float64(len(l))))].Round(100 * time.Microsecond)
 	}
-	return fmt.Sprintf("p50 %s, p99 %s, most %s (%d samples)", at(0.5), at(0.99), l[len(l)-1].Round(100*time.Microsecond), len(l))
+	return fmt.Sprintf("p50 %s, p90 %s, p99 %s, most %s (%d samples)", at(0.5), at(0.9), at(0.99), l[len(l)-1].Round(100*time.Microsecond), len(l))
 }
 
 // addRoute measures from the request that creates a route to its first 200.
@@ -464,6 +473,11 @@ func (b *bench) idle(ctx context.Context, _ int, length time.Duration) error {
 	if err != nil {
 		return err
 	}
+	for kind, count := range writesBefore {
+		if writesAfter[kind] -= count; writesAfter[kind] == 0 {
+			delete(writesAfter, kind)
+		}
+	}
 	after, err := pushes()
 	if err != nil {
 		return err
@@ -474,28 +488,31 @@ func (b *bench) idle(ctx context.Context, _ int, length time.Duration) error {
 			pushed++
 		}
 	}
-	row(fmt.Sprintf("unchanged state for %s: writes to the API, xDS updates", length), "%d, %d", writesAfter-writesBefore, pushed)
+	row(fmt.Sprintf("unchanged state for %s: writes to the API, xDS updates", length), "%v, %d", writesAfter, pushed)
 	row("… CPU of manager and agent", "%s, %s", manager, agent)
 	return nil
 }
 
 // writes counts the manager's requests that are not reads.
-func (b *bench) writes() (int, error) {
+func (b *bench) writes() (map[string]int, error) {
 	content, err := os.ReadFile(b.cluster.AuditLog)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	count := 0
+	counts := map[string]int{}
 	for line := range strings.Lines(string(content)) {
-		var event struct{ Verb, UserAgent string }
+		var event struct {
+			Verb, UserAgent string
+			ObjectRef       struct{ Resource, Subresource string }
+		}
 		if json.Unmarshal([]byte(line), &event) != nil || !strings.HasPrefix(event.UserAgent, "manager/") {
 			continue
 		}
 		if event.Verb != "get" && event.Verb != "list" && event.Verb != "watch" {
-			count++
+			counts[strings.TrimSpace(event.Verb+" "+event.ObjectRef.Resource+" "+event.ObjectRef.Subresource)]++
 		}
 	}
-	return count, nil
+	return counts, nil
 }
 
 // footprint shows memory at the end.

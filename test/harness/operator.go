@@ -45,7 +45,7 @@ func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder s
 	}
 	process, err := StartProcess("manager", filepath.Join(folder, "manager.log"), binaries.Manager,
 		"--kubeconfig", c.Kubeconfig, "--namespace", SystemNamespace, "--service", "localhost",
-		"--pprof-bind-address", "127.0.0.1:6061", "--xds-bind-address", ports[0], "--certificate-bind-address", ports[1], "--health-probe-bind-address", ports[2])
+		"--xds-bind-address", ports[0], "--certificate-bind-address", ports[1], "--health-probe-bind-address", ports[2])
 	if err != nil {
 		return nil, err
 	}
