@@ -211,13 +211,15 @@ func (r *StatusReconciler) routes(ctx context.Context, observed model.Observed, 
 		for p := range status.Parents {
 			var before []metav1.Condition
 			for _, parent := range object.Status.Parents {
-				if equality.Semantic.DeepEqual(parent.ParentRef, status.Parents[p].ParentRef) {
+				if sameParent(parent.ParentRef, status.Parents[p].ParentRef) {
 					before = parent.Conditions
 				}
 			}
 			status.Parents[p].Conditions = model.MergeConditions(before, status.Parents[p].Conditions, now)
 		}
-		writes = append(writes, func() error { return r.write(ctx, object, object.Status, status) })
+		if !sameRouteStatus(object.Status, status) {
+			writes = append(writes, func() error { return applyStatus(ctx, r.Client, statusOwner, object, status) })
+		}
 	}
 	return parallel(writes)
 }
@@ -248,8 +250,11 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 		owners[route.Key] = route.UID
 	}
 	for key, status := range observed.MeshRoutes {
+		object := exists[key]
+		if object != nil && sameMeshRouteStatus(object.Status, status) {
+			continue
+		}
 		writes = append(writes, func() error {
-			object := exists[key]
 			if object == nil {
 				object = &v1alpha1.MeshRoute{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
 				if err := r.createMeshRoute(ctx, object, owners[key]); err != nil {
@@ -257,7 +262,7 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 				}
 			}
 			status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
-			return r.write(ctx, object, object.Status, status)
+			return applyStatus(ctx, r.Client, statusOwner, object, status)
 		})
 	}
 	return parallel(writes)

@@ -235,7 +235,7 @@ func TestPortIsRenamed(t *testing.T) {
 		w.SetEndpoints(service, w.slices[service])
 	}
 	for name, steps := range map[string][]func(*world){
-		"the Service is heard of first":        {rename, reslice},
+		"the Service is heard of first":         {rename, reslice},
 		"its EndpointSlices are heard of first": {reslice, rename},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// stopTime is how long a process may take to end when it is asked to.
+// stopTime is how long Envoy and agent may take to end.
 const stopTime = 5 * time.Second
 
 // command is a program to keep running.
@@ -26,6 +26,8 @@ type command struct {
 	// log is the file that its output goes to, anew at each start of the
 	// manager.
 	log string
+	// stopTime is how long it may take to end when it is asked to.
+	stopTime time.Duration
 }
 
 // supervise keeps a program running until ctx ends: when it exits it is started
@@ -106,7 +108,7 @@ func run(ctx context.Context, c command) error {
 	_ = process.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-ended:
-	case <-time.After(stopTime):
+	case <-time.After(c.stopTime):
 		_ = process.Process.Kill()
 		<-ended
 	}

@@ -227,7 +227,7 @@ func TestFiles(t *testing.T) {
 			},
 			wantProblems: []string{
 				"1.yaml: document 1: Service Web: metadata.name: a lowercase *",
-				"2.yaml: document 1: Service web: metadata.namespace: a lowercase *",
+				"2.yaml: document 1: Service web: metadata.namespace: must not contain dots *",
 			},
 		},
 		"one object in two files": {
@@ -464,4 +464,3 @@ func TestScreenPrintsWhatIsNew(t *testing.T) {
 		t.Errorf("table: %q", got)
 	}
 }
-

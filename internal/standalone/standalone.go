@@ -308,14 +308,14 @@ func (h *host) start(key model.Key) (*process, error) {
 		}
 	}
 	commands := []command{
-		{name: "gateway-agent", path: h.options.Agent, log: in("agent.log"), args: []string{
+		{name: "gateway-agent", path: h.options.Agent, log: in("agent.log"), stopTime: stopTime, args: []string{
 			"--gateway", key.String(), "--pod", id.Pod,
 			"--xds-address", h.xds.Addr().String(), "--certificate-url", "https://" + h.certificates.Addr().String(),
 			"--server-name", serverName, "--roots", in("ca.crt"), "--token", in("token"),
 			"--state-dir", in("state"),
 			"--xds-socket", in("xds.sock"), "--pages-socket", in("pages.sock"), "--admin-socket", in("admin.sock"),
 		}},
-		{name: "envoy", path: h.options.Envoy, log: in("envoy.log"), args: []string{
+		{name: "envoy", path: h.options.Envoy, log: in("envoy.log"), stopTime: stopTime, args: []string{
 			"--config-path", in("envoy.json"), "--service-node", id.Pod,
 			"--use-dynamic-base-id", "--disable-hot-restart", "--log-level", "warn",
 		}},
