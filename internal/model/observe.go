@@ -63,6 +63,9 @@ func Observe(r Result, o Observations) Observed {
 	}
 	namespaces := map[string][]namedStatus{}
 	for _, route := range r.Routes {
+		if len(route.Parents) == 0 {
+			continue // all of its parents are another controller's
+		}
 		status := observeRoute(route, o)
 		mesh := meshRoute(route, status, o)
 		out.Routes[route.Key] = status

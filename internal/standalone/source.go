@@ -15,6 +15,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -44,6 +45,7 @@ type source struct {
 	schemas map[schema.GroupVersionKind]*kindSchema
 	files   map[string]*file
 	seen    map[string]metav1.Object // by id, as last read
+	now     time.Time                // of the present read
 }
 
 type file struct {
@@ -76,7 +78,8 @@ type objects struct {
 }
 
 // read reads the files that have changed, and returns what all of them declare.
-func (s *source) read(ctx context.Context) (objects, error) {
+func (s *source) read(ctx context.Context, now time.Time) (objects, error) {
+	s.now = now
 	paths, err := s.paths()
 	if err != nil {
 		return objects{}, err
@@ -145,17 +148,20 @@ func (s *source) readFile(ctx context.Context, path string) {
 		return
 	}
 	for _, object := range read {
-		s.setGeneration(object)
+		s.setHistory(object)
 	}
 	known.objects, known.problem = read, ""
 }
 
-// setGeneration counts the changes of an object, as an API server does: by its
-// generation it is known whether gateways have a route as it is now.
-func (s *source) setGeneration(object metav1.Object) {
+// setHistory tells what an API server would of an object, and files do not: its
+// generation, by which it is known whether gateways have a route as it is now;
+// and its age, because of two objects that claim the same the older one has it.
+func (s *source) setHistory(object metav1.Object) {
 	object.SetGeneration(1)
+	object.SetCreationTimestamp(metav1.NewTime(s.now))
 	if before := s.seen[id(object)]; before != nil {
 		object.SetGeneration(before.GetGeneration())
+		object.SetCreationTimestamp(before.GetCreationTimestamp())
 		if !reflect.DeepEqual(before, object) {
 			object.SetGeneration(before.GetGeneration() + 1)
 		}

@@ -49,7 +49,7 @@ func (f *folder) write(name, content string) {
 // folder.
 func (f *folder) read() objects {
 	f.t.Helper()
-	read, err := f.source.read(f.t.Context())
+	read, err := f.source.read(f.t.Context(), time.Now())
 	if err != nil {
 		f.t.Fatal(err)
 	}

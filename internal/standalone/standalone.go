@@ -99,26 +99,23 @@ func Run(ctx context.Context, options Options) error {
 	defer func() { _ = watcher.Close() }()
 
 	screen := &screen{out: options.Out}
-	reload := func() error {
-		if err := watchFolders(watcher, options.Folder); err != nil {
-			return err
-		}
-		read, err := files.read(ctx)
+	// What is wrong with one file, folder or gateway is told, and the others go on.
+	reload := func() {
+		problems := watchFolders(watcher, options.Folder)
+		read, err := files.read(ctx, time.Now())
 		if err != nil {
-			screen.problems([]string{fmt.Sprintf("%v (what was read before stays in use)", err)})
-			return nil
+			screen.problems(append(problems, fmt.Sprintf("%v (what was read before stays in use)", err)))
+			return
 		}
-		screen.problems(read.problems)
 		plane.Configure(read.inputs, func(service model.Key) []*discoveryv1.EndpointSlice { return read.slices[service] })
 		for _, service := range read.inputs.Services {
 			key := model.Key{Namespace: service.Namespace, Name: service.Name}
 			plane.SetEndpoints(key, read.slices[key])
 		}
-		return host.run(plane.Result().Gateways)
+		problems = append(append(problems, read.problems...), host.run(plane.Result().Gateways)...)
+		screen.problems(problems)
 	}
-	if err := reload(); err != nil {
-		return err
-	}
+	reload()
 	quiet := time.NewTimer(changeDelay)
 	quiet.Stop()
 	// Acknowledgements come one by one; the table waits for the last.
@@ -137,9 +134,7 @@ func Run(ctx context.Context, options Options) error {
 			options.Log.Error(err, "Watching files failed for a moment")
 			quiet.Reset(changeDelay)
 		case <-quiet.C:
-			if err := reload(); err != nil {
-				return err
-			}
+			reload()
 			redraw.Reset(2 * changeDelay)
 		case <-bell:
 			redraw.Reset(2 * changeDelay)
@@ -157,21 +152,22 @@ func Run(ctx context.Context, options Options) error {
 	}
 }
 
-func watchFolders(watcher *fsnotify.Watcher, root string) error {
-	return filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) && path != root {
+// watchFolders watches a folder and those below it, and returns what could not
+// be watched.
+func watchFolders(watcher *fsnotify.Watcher, root string) (problems []string) {
+	_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
 			return nil
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			err = watcher.Add(path)
 		}
-		if entry.IsDir() {
-			if err := watcher.Add(path); err != nil {
-				return fmt.Errorf("watch %s: %w", path, err)
-			}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			problems = append(problems, fmt.Sprintf("watch %s: %v (its changes are not followed)", path, err))
 		}
 		return nil
 	})
+	return problems
 }
 
 // screen prints what has changed.
@@ -255,7 +251,8 @@ func peer(ctx context.Context) (xds.Peer, error) {
 }
 
 // run starts the gateways that do not run yet and stops those that should not.
-func (h *host) run(gateways []model.Gateway) error {
+// It returns what is wrong with those that cannot be started.
+func (h *host) run(gateways []model.Gateway) (problems []string) {
 	wanted := map[model.Key]bool{}
 	for _, gw := range gateways {
 		wanted[gw.Key] = true
@@ -264,7 +261,8 @@ func (h *host) run(gateways []model.Gateway) error {
 		}
 		started, err := h.start(gw.Key)
 		if err != nil {
-			return fmt.Errorf("run Gateway %s: %w", gw.Key, err)
+			problems = append(problems, fmt.Sprintf("Gateway %s cannot be run: %v", gw.Key, err))
+			continue
 		}
 		h.running[gw.Key] = started
 	}
@@ -275,7 +273,7 @@ func (h *host) run(gateways []model.Gateway) error {
 			delete(h.running, key)
 		}
 	}
-	return nil
+	return problems
 }
 
 // maxSocketPath is the longest path that Linux takes for a Unix socket.
