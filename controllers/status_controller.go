@@ -256,7 +256,7 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 		}
 		writes = append(writes, func() error {
 			if object == nil {
-				object = &v1alpha1.MeshRoute{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+				object = &v1alpha1.MeshRoute{Namespace: key.Namespace, Name: key.Name}
 				if err := r.createMeshRoute(ctx, object, owners[key]); err != nil {
 					return err
 				}

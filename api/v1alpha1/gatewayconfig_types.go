@@ -3,7 +3,6 @@ package v1alpha1
 import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // GatewayConfig says how gateways are run. A GatewayClass or a Gateway
@@ -76,7 +75,7 @@ type GatewayPort struct {
 	// +required
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
-	Port gatewayv1.PortNumber `json:"port"`
+	Port int32 `json:"port"`
 
 	// NodePort that the Service has for it, where its type is NodePort or
 	// LoadBalancer. Kubernetes chooses one when left out.

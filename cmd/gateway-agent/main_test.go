@@ -14,7 +14,7 @@ import (
 // What pods give the agent has to be what it takes, and all that it needs.
 func TestPodsGiveFlagsThatExist(t *testing.T) {
 	gw := model.Gateway{
-		Key: model.Key{Namespace: "shop", Name: "edge"}, Class: "meshroute", Infrastructure: &model.Infrastructure{},
+		Namespace: "shop", Name: "edge", Class: "meshroute", Infrastructure: &model.Infrastructure{},
 	}
 	encoded, err := json.Marshal(workload.Deployment(gw, workload.Options{
 		XDSAddress: "manager:1", CertificateURL: "https://manager:2", ServerName: "manager",

@@ -45,6 +45,10 @@ type relayState struct {
 	// resumed: Envoy came with clusters from an earlier stream. Until it has said
 	// which route configurations it came with, none of them is removed.
 	resumed bool
+	// carried: Envoy came with resources from an earlier stream. What the file
+	// says may be older than those: until the manager has been heard, what Envoy
+	// has is neither changed nor removed.
+	carried bool
 	// saved counts changes of what lastGood returns.
 	saved    uint64
 	lastNack string
@@ -55,6 +59,8 @@ type kindState struct {
 	// known: the manager, or the file, has told what is wanted. Before that,
 	// what is missing may still come.
 	known bool
+	// heard: the manager itself has told what is wanted.
+	heard bool
 	items map[string]*item
 	dirty map[*item]struct{} // to be judged
 	queue map[*item]struct{} // judged: to be sent to Envoy
@@ -247,8 +253,8 @@ func (s *relayState) upstreamResponse(resp *discoveryv3.DeltaDiscoveryResponse) 
 			s.want(k, it, nil)
 		}
 	}
-	if !ts.known {
-		ts.known = true
+	if !ts.known || !ts.heard {
+		ts.known, ts.heard = true, true
 		for k := range s.kinds {
 			s.markAll(kind(k))
 		}
@@ -294,7 +300,7 @@ func (s *relayState) envoyOpened() {
 }
 
 func (s *relayState) envoyClosed() {
-	s.envoy, s.resumed = false, false
+	s.envoy, s.resumed, s.carried = false, false, false
 	for k := range s.kinds {
 		ts := &s.kinds[k]
 		ts.requested, ts.greeted, ts.flight, ts.retries, ts.stale = false, false, nil, nil, true
@@ -341,6 +347,12 @@ func (s *relayState) envoyRequest(req *discoveryv3.DeltaDiscoveryRequest) {
 		return
 	}
 	ts.requested = true
+	if len(req.GetInitialResourceVersions()) > 0 && !s.carried {
+		s.carried = true
+		for k := range s.kinds {
+			s.markAll(kind(k))
+		}
+	}
 	for name, number := range req.GetInitialResourceVersions() {
 		it := s.item(k, name)
 		v := it.find(number)
@@ -637,6 +649,9 @@ func userKind(k kind) kind {
 // judge tells whether something is to be sent for an item, and how far it is.
 func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 	has := it.held != nil || len(it.maybe) > 0
+	if has && s.carried && !s.kinds[k].heard && it.held != it.target {
+		return false, verdict{waiting, "what Envoy has may be newer than the file of the last good configuration"}
+	}
 	if it.desired == nil {
 		switch {
 		case k == clusters:

@@ -179,6 +179,45 @@ func TestReconnectingEnvoyGetsOnlyDifferences(t *testing.T) {
 	}
 }
 
+// The file is written up to a second after Envoy has acknowledged something. An
+// agent that dies in between starts from what was before.
+func TestEnvoyKeepsWhatIsNewerThanTheFile(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(8, 8))
+	older, newer := set("c a 1", "e a 1", "r web 1 a", "l http 1 web"), set("c b 1", "e b 1", "r web 2 b", "l http 2 web")
+	w := &world{manager: &fakeManager{}, state: newRelayState(), envoy: newFakeEnvoy(r)}
+	settle := func() {
+		t.Helper()
+		if err := drain(w, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.manager.set(older)
+	w.connectEnvoy(true)
+	w.connectManager()
+	settle()
+	file := w.state.lastGood()
+	w.manager.set(newer)
+	settle()
+
+	w.manager, w.state = &fakeManager{}, newRelayState()
+	w.state.restore(file)
+	w.connectEnvoy(false)
+	settle()
+	for k, want := range map[kind]string{routes: "web 2", listeners: "http 2", clusters: "b 1", endpoints: "b 1"} {
+		name, version, _ := strings.Cut(want, " ")
+		if got := w.envoy.have[k][name].GetVersion(); got != version {
+			t.Errorf("without a manager, Envoy's %s is at version %q, not at its own %s", name, got, version)
+		}
+	}
+	w.manager.set(newer)
+	w.connectManager()
+	settle()
+	if err := holdsAll(w); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRouteRefs(t *testing.T) {
 	mirror := func(name string) []*routev3.RouteAction_RequestMirrorPolicy {
 		return []*routev3.RouteAction_RequestMirrorPolicy{{Cluster: name}}

@@ -55,10 +55,10 @@ func main() {
 	seconds := flag.Int("seconds", 30, "length of each run under load, and of the idle one")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	if err := run(ctx, *routes, *samples, time.Duration(*seconds)*time.Second); err != nil {
+		log.Print("bench: ", err)
 		stop()
-		log.Fatal("bench: ", err)
+		os.Exit(1)
 	}
 }
 

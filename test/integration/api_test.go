@@ -65,6 +65,7 @@ var _ = Describe("Admission", Label("api"), func() {
 		Entry("a parent that is no Gateway", routeManifest("r", "{parentRefs: [{name: g, kind: Service, group: ''}], rules: [{name: a, "+someBackend+"}]}"), "a ServiceRoute attaches to Gateways"),
 		Entry("more replicas than sense", "apiVersion: meshroute.io/v1alpha1\nkind: GatewayConfig\nmetadata: {name: c}\nspec: {replicas: 101}", "spec.replicas"),
 		Entry("a request above its limit", "apiVersion: meshroute.io/v1alpha1\nkind: GatewayConfig\nmetadata: {name: c}\nspec: {resources: {requests: {cpu: '2'}, limits: {cpu: '1'}}}", "a request must not be above its limit"),
+		Entry("port 0 of a gateway", "apiVersion: meshroute.io/v1alpha1\nkind: GatewayConfig\nmetadata: {name: c}\nspec: {ports: [{port: 0}]}", "spec.ports[0].port"),
 		Entry("one nodePort twice", "apiVersion: meshroute.io/v1alpha1\nkind: GatewayConfig\nmetadata: {name: c}\nspec: {ports: [{port: 80, nodePort: 30000}, {port: 81, nodePort: 30000}]}", "two ports cannot have the same nodePort"),
 	)
 
