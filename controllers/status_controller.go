@@ -35,7 +35,7 @@ const statusOwner = client.FieldOwner("meshroute.io/status")
 // statusDelay is how long statuses are held back after something changed: what
 // follows from one change (built, acknowledged by one pod, by the next) is then
 // written once.
-const statusDelay = 200 * time.Millisecond
+const statusDelay = 500 * time.Millisecond
 
 // settleTime is how long a new leader waits for gateway pods to come back to
 // it before it says of a gateway that was programmed that it is not.

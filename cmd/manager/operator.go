@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
@@ -79,7 +80,15 @@ func newScheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
+// gcPercent lets the heap grow more than Go would before it is collected. What a
+// change builds anew is small against what the caches hold, and a collection in
+// the middle of it makes the change late.
+const gcPercent = 300
+
 func runOperator(ctx context.Context, options operatorOptions) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	options.service = cmp.Or(options.service, "meshroute-manager."+options.namespace+".svc")
 	log := ctrl.Log.WithName("operator")
 	scheme, err := newScheme()
