@@ -52,7 +52,7 @@ type bench struct {
 func main() {
 	routes := flag.Int("routes", 1000, "routes that are present, each with a Service of its own")
 	samples := flag.Int("samples", 200, "samples of each latency")
-	seconds := flag.Int("seconds", 30, "length of each run under load, and of the idle one")
+	seconds := flag.Int("seconds", 20, "length of each run under load, and of the idle one")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	if err := run(ctx, *routes, *samples, time.Duration(*seconds)*time.Second); err != nil {
