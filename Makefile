@@ -42,7 +42,7 @@ help: ## Show this help.
 	@if [[ -t 1 ]]; then head=$$'\e[1m' name=$$'\e[36m' end=$$'\e[0m'; else head= name= end=; fi; \
 	awk -v h="$$head" -v n="$$name" -v e="$$end" 'BEGIN { FS = ":.*## "; print "Usage: make TARGET [VARIABLE=value …]" } \
 	  /^##@/ { printf "\n%s%s%s\n", h, substr($$0, 5), e } \
-	  /^[a-z-]+:.*## / { printf "  %s%-13s%s %s\n", n, $$1, e, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z0-9-]+:.*## / { printf "  %s%-13s%s %s\n", n, $$1, e, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: clean
 clean: ## Remove what builds left in the checkout (tools and servers are cached outside it).
@@ -89,7 +89,7 @@ verify: ## Check all that needs no test: generated files current, modules tidy, 
 ##@ Test
 
 .PHONY: test
-test: unit integration ## Run every test; what they need is set up on the way.
+test: unit integration e2e ## Run every test; what they need is set up on the way.
 
 .PHONY: unit
 unit: ## Run tables and golden files, in seconds; Envoy itself validates its golden files.
@@ -99,6 +99,10 @@ unit: ## Run tables and golden files, in seconds; Envoy itself validates its gol
 integration: ## Run tests with a real API server and a real Envoy (FOCUS, LABELS; needs root for network namespaces).
 	hack/need.sh netns
 	$(ENVOY_BIN_SET); $(ASSETS_SET); $(TOOL) ginkgo run --require-suite --randomize-all --fail-on-pending --timeout=20m --poll-progress-after=60s $(SELECTION) $(GINKGOFLAGS) ./test/integration/...
+
+.PHONY: e2e
+e2e: ## Use the product as its users do: the demo (ports 8888, 9090, 3000, 8086; FOCUS, LABELS).
+	$(TOOL) ginkgo run --require-suite --fail-on-pending --timeout=20m $(SELECTION) $(GINKGOFLAGS) ./test/e2e/...
 
 .PHONY: deflake
 deflake: ## Repeat integration tests until one fails (FOCUS, LABELS).

@@ -54,14 +54,22 @@ const (
 // endpoints, that a new route refers to. Each kind comes by a watch of its own:
 // who applies a Service and a route together may see the route arrive first, and
 // its requests would be answered with 500 or 503 until the Service does.
-func (r *DataplaneReconciler) behind(ctx context.Context, in model.Inputs) (bool, error) {
-	if !r.built || r.waited >= catchUps {
-		// The caches were just filled; or it takes too long to keep others
-		// waiting.
-		r.waited = 0
-		r.checked = generations(in)
-		return false, nil
+//
+// It is a courtesy to that route: where the API server does not answer, or there
+// is more to ask than there is time, the others are not kept waiting.
+func (r *DataplaneReconciler) behind(ctx context.Context, in model.Inputs) bool {
+	// At the start the caches were just filled.
+	if r.built && r.waited < catchUps && r.anyBehind(ctx, in) {
+		r.waited++
+		return true
 	}
+	r.waited, r.checked = 0, generations(in)
+	return false
+}
+
+func (r *DataplaneReconciler) anyBehind(ctx context.Context, in model.Inputs) bool {
+	ctx, cancel := context.WithTimeout(ctx, catchUp*catchUps)
+	defer cancel()
 	services := map[model.Key]bool{}
 	for _, route := range in.ServiceRoutes {
 		if r.checked[keyOf(route)] == route.Generation {
@@ -74,15 +82,16 @@ func (r *DataplaneReconciler) behind(ctx context.Context, in model.Inputs) (bool
 		}
 		for _, key := range model.Services(route) {
 			behind, err := r.serviceBehind(ctx, key, services[key])
-			if err != nil || behind {
-				r.waited++
-				return behind, err
+			if err != nil {
+				ctrl.LoggerFrom(ctx).V(1).Info("Cannot tell whether the cache is behind", "service", key.String(), "reason", err.Error())
+				return false
+			}
+			if behind {
+				return true
 			}
 		}
 	}
-	r.waited = 0
-	r.checked = generations(in)
-	return false, nil
+	return false
 }
 
 func generations(in model.Inputs) map[model.Key]int64 {
@@ -130,8 +139,8 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	if behind, err := r.behind(ctx, in); err != nil || behind {
-		return ctrl.Result{RequeueAfter: catchUp}, err
+	if r.behind(ctx, in) {
+		return ctrl.Result{RequeueAfter: catchUp}, nil
 	}
 	var failed error
 	r.Dataplane.Configure(in, func(service model.Key) []*discoveryv1.EndpointSlice {

@@ -375,12 +375,12 @@ then run this again"
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
   if [[ " ${missing[*]} " == *" gateway "* ]]; then
-    require go "install Go 1.26 or newer (it fetches the pinned $GOTOOLCHAIN by itself), then run this again"
+    require go "install Go 1.21 or newer (it fetches the pinned $GOTOOLCHAIN by itself), then run this again"
     # Asked for a toolchain, one that is too old ignores it, and then fails in
     # words that do not say so.
     case $(go version) in
     *" go1."?"."* | *" go1."?" "* | *" go1.1"[0-9]* | *" go1.20"*)
-      fail "this is $(go version | cut -d' ' -f3), which cannot fetch the pinned $GOTOOLCHAIN by itself: install Go 1.26 or newer, then run this again"
+      fail "this is $(go version | cut -d' ' -f3), which cannot fetch the pinned $GOTOOLCHAIN by itself: install Go 1.21 or newer, then run this again"
       ;;
     esac
     require make "install it, then run this again"

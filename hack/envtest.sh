@@ -69,7 +69,7 @@ key=$(digest "$ROOT"/hack/{kube,etcd}/{go.mod,go.sum} "$ROOT"/hack/{kube,etcd}/*
   "$GOTOOLCHAIN" "${flags[*]}" "$ldflags" "$(uname -sm)")
 folder=$CACHE/envtest/$version-$key
 if [[ ! -d $folder ]]; then
-  require go "install Go 1.26 or newer; it fetches the pinned $GOTOOLCHAIN by itself"
+  require go "install Go 1.21 or newer; it fetches the pinned $GOTOOLCHAIN by itself"
   setup_envtest=$("$ROOT/hack/tool.sh" --path setup-envtest)
 fi
 once "$folder" provide

@@ -23,7 +23,7 @@ package=$(awk -v name="$name" '
   inside { path = $1; sub("/v[0-9]+$", "", path); sub(".*/", "", path); if (path == name) print $1 }
 ' "$module/go.mod")
 [[ -n $package ]] || fail "no tool named $name in hack/tools/go.mod"
-require go "install Go 1.26 or newer; it fetches the pinned $GOTOOLCHAIN by itself"
+require go "install Go 1.21 or newer; it fetches the pinned $GOTOOLCHAIN by itself"
 
 build() {
   local work=$1

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"fmt"
 	"net/http"
 	"time"
 
@@ -81,6 +82,22 @@ var _ = Describe("A ServiceRoute", Label("routing"), func() {
 		Expect(status("other."+host, "/")()).To(Equal(404))
 	})
 
+	It("that comes together with its Service answers 200 from the first answer on", func(ctx SpecContext) {
+		started := backend("together", nil)
+		for i := range 20 {
+			name := fmt.Sprintf("together-%d", i)
+			create(ctx, harness.Service(namespace, name), harness.Endpoints(namespace, name, started),
+				harness.Route(namespace, name, name+"."+host, name, parent))
+			Eventually(func() (int, error) {
+				code, err := status(name+"."+host, "/")()
+				if code != 200 && code != 404 {
+					return code, StopTrying(fmt.Sprintf("answered %d on the way", code))
+				}
+				return code, err
+			}).WithPolling(time.Millisecond).Should(Equal(200))
+		}
+	})
+
 	It("splits requests by weight", func(ctx SpecContext) {
 		service(ctx, "stable", nil)
 		service(ctx, "canary", nil)
@@ -145,6 +162,11 @@ var _ = Describe("A ServiceRoute", Label("routing"), func() {
 		started := time.Now()
 		Expect(status(host, "/slow")()).To(Equal(504))
 		Expect(time.Since(started)).To(BeNumerically("~", 300*time.Millisecond, 250*time.Millisecond))
+
+		By("not letting clients shorten it with Envoy's own headers, private addresses or not")
+		started = time.Now()
+		Expect(status(host, "/slow", "x-envoy-upstream-rq-timeout-ms", "1")()).To(Equal(504))
+		Expect(time.Since(started)).To(BeNumerically(">", 200*time.Millisecond))
 	})
 
 	It("answers by itself, and shows the connection counters as nginx does", func(ctx SpecContext) {
