@@ -44,6 +44,7 @@ func runStandalone(ctx context.Context, options standalone.Options) error {
 		return err
 	}
 	options.Log = ctrl.Log.WithName("standalone")
+	options.Identify = peer
 	options.Serve = func(ctx context.Context, xdsListener, certificates net.Listener, server *xds.Server,
 		authority *identity.Authority, verify standalone.TokenCheck,
 	) error {

@@ -39,6 +39,8 @@ type Options struct {
 	StateDir string
 	// Envoy and Agent are the programs to run.
 	Envoy, Agent string
+	// Identify tells which gateway pod is at the other end of an xDS stream.
+	Identify func(context.Context) (xds.Peer, error)
 	// Serve serves xDS and certificates to agents on the listeners until ctx
 	// ends.
 	Serve func(ctx context.Context, xds, certificates net.Listener, server *xds.Server, authority *identity.Authority, verify TokenCheck) error
@@ -77,7 +79,7 @@ func Run(ctx context.Context, options Options) error {
 	}
 	defer host.stop()
 	bell := make(chan struct{}, 1)
-	server := xds.NewServer(peer, options.Log.WithName("xds"))
+	server := xds.NewServer(options.Identify, options.Log.WithName("xds"))
 	server.OnAcks = func(xds.Gateway) {
 		select {
 		case bell <- struct{}{}:
@@ -240,14 +242,6 @@ func (h *host) verify(_ context.Context, token string, claimed identity.Gateway)
 		return fmt.Errorf("%w: not the token of %s", identity.ErrUnauthenticated, claimed)
 	}
 	return nil
-}
-
-func peer(ctx context.Context) (xds.Peer, error) {
-	id, err := identity.PeerGateway(ctx)
-	if err != nil {
-		return xds.Peer{}, err
-	}
-	return xds.Peer{Namespace: id.Namespace, Name: id.Name, Pod: id.Pod}, nil
 }
 
 // run starts the gateways that do not run yet and stops those that should not.
