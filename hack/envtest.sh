@@ -45,11 +45,11 @@ download() {
 
 build() {
   local work=$1
-  say "building etcd and kube-apiserver $version from Go modules: about 6 to 10 minutes on 2 cores, once"
+  say "building etcd and Kubernetes $version from Go modules: about 15 minutes on 2 cores, once"
   CGO_ENABLED=0 go -C "$ROOT/hack/etcd" build -v "${flags[@]}" -ldflags "-s -w" \
     -o "$work/etcd" go.etcd.io/etcd/server/v3 2>&1 | progress etcd
   CGO_ENABLED=0 go -C "$ROOT/hack/kube" build -v "${flags[@]}" -ldflags "$ldflags" \
-    -o "$work/kube" . 2>&1 | progress kube-apiserver
+    -o "$work/kube" . 2>&1 | progress kubernetes
   # One binary, which looks at the name that it is called by.
   ln -sf kube "$work/kube-apiserver"
   ln -sf kube "$work/kubectl"

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,24 +18,43 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/version"
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubeadm "k8s.io/kubernetes/cmd/kubeadm/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 func main() {
 	switch name := filepath.Base(os.Args[0]); name {
 	case "kube-apiserver":
 		os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
+	case "kube-controller-manager":
+		os.Exit(cli.Run(controllermanager.NewControllerManagerCommand()))
+	case "kube-scheduler":
+		os.Exit(cli.Run(scheduler.NewSchedulerCommand()))
+	case "kube-proxy":
+		os.Exit(cli.Run(proxy.NewProxyCommand()))
+	case "kubelet":
+		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
+	case "kubeadm":
+		exit(kubeadm.Run())
 	case "kubectl":
-		os.Exit(runKubectl(kubectl.NewDefaultKubectlCommand()))
+		exit(runKubectl(kubectl.NewDefaultKubectlCommand()))
+	case "crictl":
+		exit(crictl(os.Args[1:]))
 	default:
-		fmt.Fprintf(os.Stderr, "kube: no component %q: call this binary as kube-apiserver or kubectl\n", name)
+		fmt.Fprintf(os.Stderr, "kube: no component %q: call this binary by the name of a Kubernetes component\n", name)
 		os.Exit(2)
 	}
 }
 
-func runKubectl(command *cobra.Command) int {
-	if err := cli.RunNoErrOutput(command); err != nil {
+func exit(err error) {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		os.Exit(1)
 	}
-	return 0
+	os.Exit(0)
 }
+
+func runKubectl(command *cobra.Command) error { return cli.RunNoErrOutput(command) }
