@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Prints the folder with kube-apiserver, etcd and kubectl for tests against a
 # real API server: $KUBEBUILDER_ASSETS if set, else what setup-envtest can
-# download, else built from the Go modules in hack/kube and hack/etcd.
+# download, else built from the Go modules in hack/kube and hack/etcd, which
+# clusters with kind share.
 # shellcheck source=hack/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -16,10 +17,6 @@ fi
 
 version=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' "$ROOT/hack/kube/go.mod")
 minor=${version%.*}
-IFS=. read -r major_number minor_number _ <<<"${version#v}"
-stamp=k8s.io/component-base/version
-ldflags="-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=$major_number -X $stamp.gitMinor=$minor_number"
-flags=(-trimpath -buildvcs=false)
 
 # download FOLDER fails, having said why, where there is nothing to download.
 download() {
@@ -44,15 +41,10 @@ download() {
 }
 
 build() {
-  local work=$1
-  say "building etcd and Kubernetes $version from Go modules: about 15 minutes on 2 cores, once"
-  CGO_ENABLED=0 go -C "$ROOT/hack/etcd" build -v "${flags[@]}" -ldflags "-s -w" \
-    -o "$work/etcd" go.etcd.io/etcd/server/v3 2>&1 | progress etcd
-  CGO_ENABLED=0 go -C "$ROOT/hack/kube" build -v "${flags[@]}" -ldflags "$ldflags" \
-    -o "$work/kube" . 2>&1 | progress kubernetes
-  # One binary, which looks at the name that it is called by.
-  ln -sf kube "$work/kube-apiserver"
-  ln -sf kube "$work/kubectl"
+  local work=$1 kube etcd
+  etcd=$("$ROOT/hack/programs.sh" etcd)
+  kube=$("$ROOT/hack/programs.sh" kube)
+  ln -s "$etcd/etcd" "$kube"/{kube-apiserver,kubectl} "$work/"
 }
 
 provide() {
@@ -64,10 +56,7 @@ provide() {
   "$work/etcd" --version >/dev/null
 }
 
-shopt -s nullglob
-key=$(digest "$ROOT"/hack/{kube,etcd}/{go.mod,go.sum} "$ROOT"/hack/{kube,etcd}/*.go \
-  "$GOTOOLCHAIN" "${flags[*]}" "$ldflags" "$(uname -sm)")
-folder=$CACHE/envtest/$version-$key
+folder=$CACHE/envtest/$version-$(digest "$ROOT"/hack/{kube,etcd}/{go.mod,go.sum} "$ROOT"/hack/kube/*.go "$ROOT/hack/programs.sh" "$GOTOOLCHAIN" "$(uname -sm)")
 if [[ ! -d $folder ]]; then
   require go "install Go 1.21 or newer; it fetches the pinned $GOTOOLCHAIN by itself"
   setup_envtest=$("$ROOT/hack/tool.sh" --path setup-envtest)
