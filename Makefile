@@ -126,6 +126,16 @@ build: ## Build bin/manager and bin/gateway-agent.
 docker-build: ## Build the image IMG with manager and gateway-agent.
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CONTAINER_TOOL) build --build-arg GO_VERSION=$(patsubst go%,%,$(GOTOOLCHAIN)) --build-arg VERSION=$(VERSION) --tag $(IMG) .
 
+##@ A cluster on this machine (KIND_NAME, KIND_PORT, KIND_TEST_PORTS, KIND_KUBERNETES)
+
+.PHONY: kind-up
+kind-up: ## Make a cluster of two nodes with kind; what is missing is installed or built on the way.
+	@hack/kind.sh up
+
+.PHONY: kind-down
+kind-down: ## Remove it, and nothing else.
+	@hack/kind.sh down
+
 ##@ Cluster (the one of kubectl's current context)
 
 .PHONY: install

@@ -6,6 +6,9 @@
 # shellcheck source=hack/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+# Where daemons and network tools are, which is not on everybody's PATH.
+PATH=$PATH:/usr/sbin:/sbin
+
 has() {
   case $1 in
   pip) python3 -m pip --version >/dev/null 2>&1 ;;
@@ -19,6 +22,7 @@ debian_package() {
   pip) echo python3-pip ;;
   netns) echo iproute2 ;;
   flock) echo util-linux ;;
+  dockerd) echo docker.io ;;
   *) echo "$1" ;;
   esac
 }

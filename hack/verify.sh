@@ -43,7 +43,7 @@ scripts() {
     echo "skipped: shellcheck is not installed (Debian: apt-get install shellcheck)"
     return
   fi
-  shellcheck --external-sources hack/*.sh .ci/run
+  shellcheck --external-sources hack/*.sh hack/kind/*.sh hack/kind/runc-without-sys-resource .ci/run
 }
 
 render() {

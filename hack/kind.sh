@@ -1,0 +1,242 @@
+#!/usr/bin/env bash
+# A Kubernetes cluster of two nodes on this machine, with kind. Where an image
+# registry answers, its nodes are kind's own; elsewhere they are made of Debian's
+# packages and Go modules (hack/kind/node.sh).
+#   hack/kind.sh up           makes the cluster, or mends one that is there
+#   hack/kind.sh down         removes it, and nothing else
+#   hack/kind.sh load FILE…   loads image archives into its nodes
+#   hack/kind.sh kubeconfig   prints the path of its kubeconfig
+# KIND_NAME names it. For `up`, KIND_PORT is the port of this machine that leads to
+# node port 30888, KIND_TEST_PORTS a range of node ports which this machine has by
+# the same numbers (all on 127.0.0.1), KIND_KUBERNETES the version of Kubernetes.
+# shellcheck source=hack/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+NAME=${KIND_NAME:-meshroute}
+PORT=${KIND_PORT:-8888}
+NODE_PORT=30888
+TEST_PORTS=${KIND_TEST_PORTS-30080-30087}
+STATE=${XDG_STATE_HOME:-$HOME/.local/state}/meshroute-kind/$NAME
+KUBECONFIG_FILE=$STATE/kubeconfig
+# Of its own, so that it goes with the cluster, and wide enough for networks with
+# an MTU of 9000 between nodes.
+export KIND_EXPERIMENTAL_DOCKER_NETWORK=kind-$NAME
+
+[[ $NAME =~ ^[a-z0-9]([a-z0-9.-]{0,40}[a-z0-9])?$ ]] || fail "KIND_NAME is \"$NAME\": use up to 42 lower-case letters, digits, dashes and dots"
+[[ $PORT =~ ^[0-9]+$ && $PORT -ge 1 && $PORT -le 65535 ]] || fail "KIND_PORT is \"$PORT\": use a port, for instance 8888"
+[[ -z $TEST_PORTS || $TEST_PORTS =~ ^3[0-2][0-9]{3}-3[0-2][0-9]{3}$ ]] ||
+  fail "KIND_TEST_PORTS is \"$TEST_PORTS\": use a range of node ports, for instance 30080-30087, or nothing"
+
+BEGUN=$SECONDS
+step() { say "  $((SECONDS - BEGUN)) s: $*"; }
+
+# kubectl in the node, which is as old as the cluster.
+kubectl() { docker exec -i "$NAME-control-plane" kubectl --kubeconfig=/etc/kubernetes/admin.conf "$@"; }
+
+nodes() { docker ps --all --filter "label=io.x-k8s.kind.cluster=$NAME" --format '{{.Names}}' | sort; }
+
+module() { go -C "$ROOT/hack/$1" mod download -json "$2" | jq -r .Dir; }
+
+# choose sets IMAGE to the node image, and says where it is from.
+choose() {
+  local published pinned
+  pinned=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' "$ROOT/hack/kube/go.mod")
+  if [[ -n ${KIND_KUBERNETES:-} ]]; then
+    [[ $KIND_KUBERNETES =~ ^v1\.[0-9]+\.[0-9]+$ ]] || fail "KIND_KUBERNETES is \"$KIND_KUBERNETES\": use a version such as $pinned"
+    published=kindest/node:$KIND_KUBERNETES
+  else
+    published=$(sed -n 's/^const Image = "\(.*\)"$/\1/p' "$(module tools sigs.k8s.io/kind)/pkg/apis/config/defaults/image.go")
+  fi
+  if timeout 10 docker manifest inspect "$published" >/dev/null 2>&1; then
+    IMAGE=$published
+    say "an image registry answers: the nodes run $IMAGE"
+    return
+  fi
+  [[ -z ${KIND_KUBERNETES:-} || $KIND_KUBERNETES == "$pinned" ]] ||
+    fail "no image registry has $published here, and what is built from Go modules is Kubernetes $pinned: leave KIND_KUBERNETES out, or change hack/kube/go.mod"
+  say "no image registry answers: the nodes are built from package registries (Kubernetes $pinned)"
+  IMAGE=$("$ROOT/hack/kind/node.sh")
+}
+
+# configuration prints what kind is to make.
+configuration() {
+  local port
+  cat <<YAML
+kind: Cluster
+apiVersion: kind.x-k8s.io/v1alpha4
+networking:
+  apiServerAddress: 127.0.0.1
+  # Calico takes its place.
+  disableDefaultCNI: true
+nodes:
+- role: control-plane
+  # Pods may run on both nodes.
+  kubeadmConfigPatches:
+  - |
+    kind: InitConfiguration
+    nodeRegistration:
+      taints: []
+  extraPortMappings:
+  - {hostPort: $PORT, containerPort: $NODE_PORT, listenAddress: 127.0.0.1}
+YAML
+  for port in $([[ -z $TEST_PORTS ]] || seq "${TEST_PORTS%-*}" "${TEST_PORTS#*-}"); do
+    echo "  - {hostPort: $port, containerPort: $port, listenAddress: 127.0.0.1}"
+  done
+  echo "- role: worker"
+  if [[ ! -f /sys/fs/cgroup/cgroup.controllers ]]; then
+    # Kubernetes wants to be told that cgroups of version 1 are meant.
+    cat <<YAML
+kubeadmConfigPatches:
+- |
+  apiVersion: kubelet.config.k8s.io/v1beta1
+  kind: KubeletConfiguration
+  failCgroupV1: false
+YAML
+  fi
+  if [[ $(docker info --format '{{.DefaultRuntime}}') == without-sys-resource ]]; then
+    # Without CAP_SYS_RESOURCE nobody may make a process less likely to be killed.
+    cat <<YAML
+containerdConfigPatches:
+- |
+  [plugins."io.containerd.grpc.v1.cri"]
+    restrict_oom_score_adj = true
+YAML
+  fi
+}
+
+# free makes sure that nobody listens on the ports of this machine that we take.
+free() {
+  local port taken=()
+  for port in "$PORT" $([[ -z $TEST_PORTS ]] || seq "${TEST_PORTS%-*}" "${TEST_PORTS#*-}"); do
+    if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then taken+=("$port"); fi
+  done
+  ((${#taken[@]} == 0)) ||
+    fail "somebody listens on 127.0.0.1, port ${taken[*]}: end that, or choose others by KIND_PORT and KIND_TEST_PORTS"
+}
+
+create() {
+  free
+  choose
+  # Each node watches many files; Debian's limit is met with two of them.
+  if (($(sysctl -n fs.inotify.max_user_instances) < 512)); then
+    sysctl -qw fs.inotify.max_user_instances=1024 ||
+      say "fs.inotify.max_user_instances is low: if pods say \"too many open files\", have root raise it"
+  fi
+  docker network inspect "$KIND_EXPERIMENTAL_DOCKER_NETWORK" >/dev/null 2>&1 ||
+    docker network create --label "meshroute.io/kind=$NAME" --opt com.docker.network.driver.mtu=9000 "$KIND_EXPERIMENTAL_DOCKER_NETWORK" >/dev/null
+  "$kind" create cluster --quiet --name "$NAME" --image "$IMAGE" --kubeconfig "$KUBECONFIG_FILE" --config <(configuration) >&2 ||
+    fail "kind could not make the cluster: its reason is above"
+  step "two nodes of Kubernetes $(kubectl version --output=json | jq -r .serverVersion.gitVersion) run"
+}
+
+# built tells whether the nodes are made by hack/kind/node.sh.
+built() { [[ $(docker inspect --format '{{.Config.Image}}' "$NAME-control-plane") == meshroute.local/node:* ]]; }
+
+# network installs Calico, which enforces NetworkPolicies, and Multus, which gives
+# pods more networks. Done again, it changes nothing.
+network() {
+  local calico multus node programs
+  calico=$(module kind/calico github.com/projectcalico/calico)
+  multus=$(module kind/multus gopkg.in/k8snetworkplumbingwg/multus-cni.v4)
+  if built; then
+    for file in "$calico"/libcalico-go/config/crd/*.yaml; do
+      echo ---
+      cat "$file"
+    done | kubectl apply --server-side --filename - >/dev/null
+    kubectl wait --for=condition=Established --timeout=30s customresourcedefinition/clusterinformations.crd.projectcalico.org >/dev/null
+    kubectl apply --server-side --filename - <"$ROOT/hack/kind/calico.yaml" >/dev/null
+  else
+    # Pods keep the usual MTU, whatever the nodes' network has.
+    sed 's/veth_mtu: "0"/veth_mtu: "1480"/' "$calico/manifests/calico.yaml" | kubectl apply --server-side --filename - >/dev/null
+    # kind's own nodes have only the plug-ins of its own network.
+    for programs in "$("$ROOT/hack/programs.sh" kind/cni)" "$("$ROOT/hack/programs.sh" kind/multus)"; do
+      for node in $(nodes); do docker cp --quiet "$programs/." "$node:/opt/cni/bin/"; done
+    done
+  fi
+  awk '/^---/ { if (crd) exit; next } { print } /^kind: CustomResourceDefinition/ { crd = 1 }' "$multus/deployments/multus-daemonset.yml" |
+    kubectl apply --server-side --filename - >/dev/null
+  kubectl apply --server-side --filename - <"$ROOT/hack/kind/multus.yaml" >/dev/null
+  kubectl rollout status --namespace kube-system --timeout=180s daemonset/calico-node >/dev/null ||
+    fail "Calico is not ready: \`kubectl -n kube-system describe pods -l k8s-app=calico-node\` says why"
+  # Last, because nodes count as ready with the first configuration they have.
+  for node in $(nodes); do
+    docker exec -i "$node" sh -c 'cat >/etc/cni/net.d/.multus && mv /etc/cni/net.d/.multus /etc/cni/net.d/00-multus.conf' <<JSON
+{"cniVersion": "0.3.1", "name": "multus", "type": "multus", "capabilities": {"portMappings": true},
+ "kubeconfig": "/etc/kubernetes/kubelet.conf", "clusterNetwork": "/etc/cni/net.d/10-calico.conflist",
+ "logLevel": "error", "logFile": "/var/log/multus.log"}
+JSON
+  done
+  step "Calico and Multus are there"
+}
+
+ready() {
+  kubectl wait --for=condition=Ready --timeout=180s nodes --all >/dev/null ||
+    fail "a node is not ready: \`kubectl describe nodes\` says why"
+  kubectl rollout status --namespace kube-system --timeout=180s deployment/coredns >/dev/null ||
+    fail "CoreDNS is not ready: \`kubectl -n kube-system describe pods -l k8s-app=kube-dns\` says why"
+  step "both nodes and the cluster's DNS are ready"
+}
+
+# --- what is asked ----------------------------------------------------------
+
+prepare() {
+  "$ROOT/hack/need.sh" jq flock
+  require go "install Go 1.21 or newer; it fetches the pinned $GOTOOLCHAIN by itself"
+  "$ROOT/hack/docker.sh"
+  kind=$("$ROOT/hack/tool.sh" --path kind)
+  mkdir -p "$STATE" 2>/dev/null || fail "cannot write $STATE: set XDG_STATE_HOME to a folder that can be written"
+  exec {lock}>"$STATE.lock"
+  flock "$lock"
+}
+
+up() {
+  local node
+  prepare
+  if [[ -z $(nodes) ]]; then
+    create
+  else
+    for node in $(nodes); do
+      [[ $(docker inspect --format '{{.State.Running}}' "$node") == true ]] || docker start "$node" >/dev/null
+    done
+    "$kind" export kubeconfig --quiet --name "$NAME" --kubeconfig "$KUBECONFIG_FILE"
+    step "the cluster $NAME is there"
+  fi
+  network
+  ready
+  cat <<END
+
+use     export KUBECONFIG=$KUBECONFIG_FILE
+stop    make kind-down$([[ $NAME == meshroute ]] || echo " KIND_NAME=$NAME")
+END
+}
+
+down() {
+  if ! command -v docker >/dev/null || ! timeout 20 docker info >/dev/null 2>&1; then
+    say "docker does not answer: there is no cluster to remove"
+    return
+  fi
+  prepare
+  "$kind" delete cluster --quiet --name "$NAME" --kubeconfig "$KUBECONFIG_FILE"
+  [[ -z $(docker network ls --quiet --filter "label=meshroute.io/kind=$NAME") ]] ||
+    docker network rm "$KIND_EXPERIMENTAL_DOCKER_NETWORK" >/dev/null
+  rm -rf "$STATE" "$STATE.lock"
+}
+
+load() {
+  local file
+  prepare
+  [[ -n $(nodes) ]] || fail "there is no cluster $NAME: make it with \`make kind-up\`"
+  for file in "$@"; do
+    "$kind" load image-archive --quiet --name "$NAME" "$file"
+  done
+}
+
+kubeconfig() {
+  [[ -f $KUBECONFIG_FILE ]] || fail "there is no cluster $NAME: make it with \`make kind-up\`"
+  echo "$KUBECONFIG_FILE"
+}
+
+case ${1:-} in
+up | down | load | kubeconfig) "$@" ;;
+*) fail "usage: hack/kind.sh up|down|load FILE…|kubeconfig" ;;
+esac

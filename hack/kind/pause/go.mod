@@ -1,0 +1,3 @@
+module meshroute.io/meshroute/hack/kind/pause
+
+go 1.26
