@@ -10,24 +10,34 @@
 // waited for before a gateway is told what is new.
 package controllers
 
-// What the operator may do: nothing but what the code calls. It reads by list
-// and watch alone (the cache answers every Get), and cluster-wide, because
-// routes and gateways may be in any namespace. Server-side apply needs create
-// and patch; a status needs patch on its subresource.
+// What the operator may do: nothing but what the code calls; docs/install.md
+// tells what each is for. It reads by list and watch (the cache answers every
+// Get), and asks the API server itself for a Service where the cache may be
+// behind. Server-side apply needs create and patch; a status needs patch on its
+// subresource.
+//
+// In every namespace, or in those that it is restricted to (config/namespaced):
 //
 // +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes;gatewayconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes/status,verbs=patch
 // +kubebuilder:rbac:groups=meshroute.io,resources=meshroutes,verbs=list;watch;create;delete
 // +kubebuilder:rbac:groups=meshroute.io,resources=meshroutes/status,verbs=patch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gatewayclasses;gateways;referencegrants,verbs=list;watch
-// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gatewayclasses/status;gateways/status,verbs=patch
-// +kubebuilder:rbac:groups="",resources=namespaces,verbs=list;watch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gateways;referencegrants,verbs=list;watch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gateways/status,verbs=patch
 // +kubebuilder:rbac:groups="",resources=services,verbs=get;list;watch;create;patch
 // +kubebuilder:rbac:groups="",resources=configmaps;serviceaccounts,verbs=list;watch;create;patch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=apps,resources=deployments,verbs=list;watch;create;patch
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=list;watch;create;patch
-// +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
+
+// What belongs to no namespace: classes, the labels of namespaces, who an agent
+// is, and who may read metrics.
+//
+// +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=gateway.networking.k8s.io,resources=gatewayclasses,verbs=list;watch
+// +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=gateway.networking.k8s.io,resources=gatewayclasses/status,verbs=patch
+// +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups="",resources=namespaces,verbs=list;watch
+// +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=authentication.k8s.io,resources=tokenreviews,verbs=create
+// +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create
 
 // What it may do in its own namespace alone: keep its authority in one Secret
 // and its leadership in one Lease (a name cannot restrict create), and tell by

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -62,7 +64,7 @@ func operatorCommand() *cobra.Command {
 	flags.StringVar(&options.xdsBind, "xds-bind-address", ":18000", "where agents get configuration, over mutual TLS")
 	flags.StringVar(&options.certBind, "certificate-bind-address", ":18001", "where agents get their certificates")
 	flags.StringVar(&options.probeBind, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served")
-	flags.StringVar(&options.metricsBind, "metrics-bind-address", "0", "where metrics are served without authentication; 0 is nowhere")
+	flags.StringVar(&options.metricsBind, "metrics-bind-address", ":8443", "where metrics are served, over TLS, to who may get /metrics; 0 is nowhere")
 	flags.StringVar(&options.pprofBind, "pprof-bind-address", "", "where profiles are served, without authentication; empty is nowhere")
 	flags.BoolVar(&options.leaderElection, "leader-elect", false, "let one replica of several write to the API")
 	flags.StringVar(&options.envoyImage, "envoy-image", "envoyproxy/envoy:distroless-v1.40.0", "image of gateways' Envoy")
@@ -102,10 +104,21 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	// The API server has its own means against too many requests (priority and
 	// fairness); a limit here only makes statuses late.
 	config.QPS = -1
+	toStatus, toGateways := make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1)
+	statusChanged, gatewaysChanged := func() { ring(toStatus) }, func() { ring(toGateways) }
+	direct, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return err
+	}
+	authority, err := controllers.LoadAuthority(ctx, direct, options.namespace, clock.RealClock{}, gatewaysChanged)
+	if err != nil {
+		return err
+	}
+
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                        scheme,
 		HealthProbeBindAddress:        options.probeBind,
-		Metrics:                       metricsserver.Options{BindAddress: options.metricsBind},
+		Metrics:                       metricsOptions(options, authority.Authority),
 		PprofBindAddress:              options.pprofBind,
 		LeaderElection:                options.leaderElection,
 		LeaderElectionID:              "meshroute-manager",
@@ -117,21 +130,9 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 		return fmt.Errorf("connect to the API server: %w", err)
 	}
 
-	toStatus, toGateways := make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1)
-	statusChanged := func() { ring(toStatus) }
 	server := xds.NewServer(peer, ctrl.Log.WithName("xds"))
 	server.OnAcks = func(xds.Gateway) { statusChanged() }
 	plane := dataplane.New(server)
-	gatewaysChanged := func() { ring(toGateways) }
-
-	direct, err := client.New(config, client.Options{Scheme: scheme})
-	if err != nil {
-		return err
-	}
-	authority, err := controllers.LoadAuthority(ctx, direct, options.namespace, clock.RealClock{}, gatewaysChanged)
-	if err != nil {
-		return err
-	}
 
 	built := make(chan struct{})
 	xdsPort, certPort := portOf(options.xdsBind), portOf(options.certBind)
@@ -203,6 +204,20 @@ func ring(bell chan<- event.GenericEvent) {
 	select {
 	case bell <- event.GenericEvent{Object: &gatewayv1.Gateway{}}:
 	default:
+	}
+}
+
+// metricsOptions serve metrics with a certificate of the operator's own, to whom
+// the API server knows by its token and permits to get /metrics.
+func metricsOptions(options operatorOptions, authority *identity.Authority) metricsserver.Options {
+	return metricsserver.Options{
+		BindAddress:    options.metricsBind,
+		SecureServing:  true,
+		FilterProvider: filters.WithAuthenticationAndAuthorization,
+		TLSOpts: []func(*tls.Config){func(config *tls.Config) {
+			own := authority.ServerTLS([]string{options.service}, clock.RealClock{})
+			config.MinVersion, config.GetCertificate = own.MinVersion, own.GetCertificate
+		}},
 	}
 }
 

@@ -17,6 +17,8 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"meshroute.io/meshroute/internal/workload"
@@ -25,17 +27,30 @@ import (
 // Operator is the manager as a process.
 type Operator struct {
 	*Process
-	// Probes is its base URL for /healthz and /readyz.
-	Probes string
+	// Probes is its base URL for /healthz and /readyz, Metrics the URL of its
+	// metrics.
+	Probes, Metrics string
 }
 
-// StartOperator starts the manager against a cluster.
+// StartOperator starts the manager against a cluster. It is the ServiceAccount
+// that it is in a cluster, with the permissions of config/rbac and no others.
 func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder string) (*Operator, error) {
 	err := c.Client.Create(ctx, &corev1.Namespace{Name: SystemNamespace})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, err
 	}
-	ports := make([]string, 3)
+	root, err := Root()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Kubectl(ctx, "apply", "--server-side", "-k", filepath.Join(root, "config", "rbac")); err != nil {
+		return nil, err
+	}
+	kubeconfig, err := c.kubeconfigOf(ctx, SystemNamespace, "meshroute-manager", folder)
+	if err != nil {
+		return nil, err
+	}
+	ports := make([]string, 4)
 	for i := range ports {
 		port, err := FreePort()
 		if err != nil {
@@ -44,12 +59,38 @@ func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder s
 		ports[i] = "127.0.0.1:" + strconv.Itoa(port)
 	}
 	process, err := StartProcess("manager", filepath.Join(folder, "manager.log"), binaries.Manager,
-		"--kubeconfig", c.Kubeconfig, "--namespace", SystemNamespace, "--service", "localhost",
-		"--xds-bind-address", ports[0], "--certificate-bind-address", ports[1], "--health-probe-bind-address", ports[2])
+		"--kubeconfig", kubeconfig, "--namespace", SystemNamespace, "--service", "localhost",
+		"--xds-bind-address", ports[0], "--certificate-bind-address", ports[1], "--health-probe-bind-address", ports[2],
+		"--metrics-bind-address", ports[3])
 	if err != nil {
 		return nil, err
 	}
-	return &Operator{Process: process, Probes: "http://" + ports[2]}, nil
+	return &Operator{Process: process, Probes: "http://" + ports[2], Metrics: "https://" + ports[3] + "/metrics"}, nil
+}
+
+// kubeconfigOf writes a kubeconfig of a ServiceAccount and returns where it is.
+func (c *Cluster) kubeconfigOf(ctx context.Context, namespace, name, folder string) (string, error) {
+	token, err := c.Token(ctx, namespace, name)
+	if err != nil {
+		return "", err
+	}
+	config := clientcmdapi.NewConfig()
+	config.Clusters["cluster"] = &clientcmdapi.Cluster{Server: c.Config.Host, CertificateAuthorityData: c.Config.CAData}
+	config.AuthInfos["account"] = &clientcmdapi.AuthInfo{Token: token}
+	config.Contexts["context"] = &clientcmdapi.Context{Cluster: "cluster", AuthInfo: "account", Namespace: namespace}
+	config.CurrentContext = "context"
+	path := filepath.Join(folder, name+".kubeconfig")
+	return path, clientcmd.WriteToFile(*config, path)
+}
+
+// Token is one of a ServiceAccount, for the API server, valid for a day.
+func (c *Cluster) Token(ctx context.Context, namespace, name string) (string, error) {
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: new(int64(24 * 60 * 60))}}
+	account := &corev1.ServiceAccount{Namespace: namespace, Name: name}
+	if err := c.Client.SubResource("token").Create(ctx, account, request); err != nil {
+		return "", fmt.Errorf("token of ServiceAccount %s/%s: %w", namespace, name, err)
+	}
+	return request.Status.Token, nil
 }
 
 // Pod is a gateway pod: the containers of the Deployment that the manager has

@@ -3,13 +3,18 @@ package integration_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -33,8 +38,7 @@ const (
 )
 
 // Only what takes nothing from other specs is really applied here: they run
-// against the same API server, with a manager that is an admin and would not
-// get past the policy on MeshRoutes.
+// against the same API server.
 var _ = Describe("What is deployed", Label("deploy"), func() {
 	It("is accepted by the API server, with one image for operator and agents", func(ctx SpecContext) {
 		rendered := renderDefault("registry.example.com/meshroute:v1")
@@ -79,7 +83,7 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 				// Here for one namespace, for the sake of other specs.
 				Expect(unstructured.SetNestedStringMap(object.Object, map[string]string{corev1.LabelMetadataName: namespace},
 					"spec", "matchResources", "namespaceSelector", "matchLabels")).To(Succeed())
-			case "ValidatingAdmissionPolicy", "ClusterRole", "ClusterRoleBinding":
+			case "ValidatingAdmissionPolicy":
 			default:
 				continue
 			}
@@ -142,6 +146,7 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 			"everywhere: serviceroutes.meshroute.io/status: patch",
 			"everywhere: serviceroutes.meshroute.io: list watch",
 			"everywhere: services: create get list patch watch",
+			"everywhere: subjectaccessreviews.authorization.k8s.io: create",
 			"everywhere: tokenreviews.authentication.k8s.io: create",
 			"meshroute-system: events: create patch",
 			"meshroute-system: leases.coordination.k8s.io named meshroute-manager: get update",
@@ -149,6 +154,56 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 			"meshroute-system: secrets named meshroute-ca: get update",
 			"meshroute-system: secrets: create",
 		}))
+	})
+
+	It("serves metrics to whom the API server permits it, over TLS of the operator's authority", func(ctx SpecContext) {
+		var authority corev1.Secret
+		Expect(cluster.Client.Get(ctx, client.ObjectKey{Namespace: harness.SystemNamespace, Name: "meshroute-ca"}, &authority)).To(Succeed())
+		roots := x509.NewCertPool()
+		Expect(roots.AppendCertsFromPEM(authority.Data[corev1.TLSCertKey])).To(BeTrue())
+		scraper := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+			TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "localhost"}, DisableKeepAlives: true,
+		}}
+		scrape := func(token string) (int, string) {
+			GinkgoHelper()
+			request, err := http.NewRequestWithContext(ctx, http.MethodGet, operator.Metrics, nil)
+			Expect(err).NotTo(HaveOccurred())
+			if token != "" {
+				request.Header.Set("Authorization", "Bearer "+token)
+			}
+			response, err := scraper.Do(request)
+			Expect(err).NotTo(HaveOccurred())
+			defer func() { _ = response.Body.Close() }()
+			body, err := io.ReadAll(response.Body)
+			Expect(err).NotTo(HaveOccurred())
+			return response.StatusCode, string(body)
+		}
+		namespace := newNamespace(ctx)
+		create(ctx, &corev1.ServiceAccount{Namespace: namespace, Name: "stranger"}, &corev1.ServiceAccount{Namespace: namespace, Name: "prometheus"})
+		binding := &rbacv1.ClusterRoleBinding{
+			Name:     namespace + "-metrics",
+			RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "meshroute-metrics-reader"},
+			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: namespace, Name: "prometheus"}},
+		}
+		create(ctx, binding)
+		DeferCleanup(func(ctx SpecContext) { Expect(cluster.Client.Delete(ctx, binding)).To(Succeed()) })
+		token := func(name string) string {
+			GinkgoHelper()
+			token, err := cluster.Token(ctx, namespace, name)
+			Expect(err).NotTo(HaveOccurred())
+			return token
+		}
+
+		status, _ := scrape("")
+		Expect(status).To(Equal(http.StatusUnauthorized), "without a token")
+		status, _ = scrape("nonsense")
+		Expect(status).NotTo(Equal(http.StatusOK), "with a token that is none")
+		status, body := scrape(token("stranger"))
+		Expect(status).To(Equal(http.StatusForbidden), "without permission")
+		Expect(body).NotTo(ContainSubstring("controller_runtime"))
+		status, body = scrape(token("prometheus"))
+		Expect(status).To(Equal(http.StatusOK))
+		Expect(body).To(ContainSubstring("controller_runtime_reconcile_total"))
 	})
 
 	It("comes with samples that are accepted, and none is left out", func(ctx SpecContext) {
