@@ -28,6 +28,7 @@ package controllers
 // +kubebuilder:rbac:groups="",resources=configmaps;serviceaccounts,verbs=list;watch;create;patch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=apps,resources=deployments,verbs=list;watch;create;patch
+// +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=list;watch;create;patch
 
 // What belongs to no namespace: classes, the labels of namespaces, who an agent

@@ -24,20 +24,52 @@ type GatewayConfig struct {
 }
 
 // GatewayConfigSpec is the wanted way to run gateways.
+//
+// +kubebuilder:validation:XValidation:rule="!(has(self.replicas) && has(self.autoscaling))",message="autoscaling: replicas and autoscaling exclude each other; minReplicas is the least number of pods"
 type GatewayConfigSpec struct {
 	// Replicas is the number of gateway pods, 1 when left out. A
-	// PodDisruptionBudget lets one of them go at a time.
+	// PodDisruptionBudget lets one of them go at a time. It excludes
+	// autoscaling.
 	//
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=100
 	Replicas *int32 `json:"replicas,omitempty"`
 
+	// Autoscaling lets a HorizontalPodAutoscaler choose the number of gateway
+	// pods by their load.
+	//
+	// +optional
+	Autoscaling *Autoscaling `json:"autoscaling,omitempty"`
+
 	// Resources of the Envoy container. Left out, it requests 100m CPU and
 	// 128Mi memory and has no limits.
 	//
 	// +optional
 	Resources *Resources `json:"resources,omitempty"`
+
+	// NodeSelector holds labels that a node must have to run gateway pods. Left
+	// out, every node may.
+	//
+	// +optional
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=32
+	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+
+	// Tolerations let gateway pods run on nodes with these taints.
+	//
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	Tolerations []corev1.Toleration `json:"tolerations,omitempty"`
+
+	// PriorityClassName is the PriorityClass of gateway pods: who has to go
+	// where a node is too full. Left out, it is the cluster's default.
+	//
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	PriorityClassName *string `json:"priorityClassName,omitempty"`
 
 	// ServiceType of the gateway's Service, LoadBalancer when left out.
 	//
@@ -53,6 +85,46 @@ type GatewayConfigSpec struct {
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:XValidation:rule="self.all(a, !has(a.nodePort) || self.exists_one(b, has(b.nodePort) && a.nodePort == b.nodePort))",message="ports: two ports cannot have the same nodePort"
 	Ports []GatewayPort `json:"ports,omitempty"`
+}
+
+// Autoscaling is what a HorizontalPodAutoscaler goes by. Where load is measured
+// by CPU and by memory, the one that wants more pods decides.
+//
+// +kubebuilder:validation:XValidation:rule="self.minReplicas <= self.maxReplicas",message="autoscaling: minReplicas must not be above maxReplicas"
+type Autoscaling struct {
+	// MinReplicas is the least number of pods. With 1 a pod that fails takes
+	// the gateway with it until it is replaced.
+	//
+	// +optional
+	// +kubebuilder:default=2
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	MinReplicas int32 `json:"minReplicas,omitempty"`
+
+	// MaxReplicas is the largest number of pods.
+	//
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	MaxReplicas int32 `json:"maxReplicas"`
+
+	// TargetCPUUtilizationPercentage is the CPU that Envoy should use on
+	// average, in percent of what its container requests.
+	//
+	// +optional
+	// +kubebuilder:default=80
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000
+	TargetCPUUtilizationPercentage int32 `json:"targetCPUUtilizationPercentage,omitempty"`
+
+	// TargetMemoryUtilizationPercentage is the memory that Envoy should use on
+	// average, in percent of what its container requests. Left out, memory does
+	// not count.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000
+	TargetMemoryUtilizationPercentage *int32 `json:"targetMemoryUtilizationPercentage,omitempty"`
 }
 
 // Resources are compute resources of a container.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -227,10 +228,11 @@ func cacheOptions() cache.Options {
 	made := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{workload.LabelManagedBy: workload.ManagedBy})}
 	return cache.Options{
 		ByObject: map[client.Object]cache.ByObject{
-			&corev1.ConfigMap{}:             made,
-			&corev1.ServiceAccount{}:        made,
-			&appsv1.Deployment{}:            made,
-			&policyv1.PodDisruptionBudget{}: made,
+			&corev1.ConfigMap{}:                      made,
+			&corev1.ServiceAccount{}:                 made,
+			&appsv1.Deployment{}:                     made,
+			&autoscalingv2.HorizontalPodAutoscaler{}: made,
+			&policyv1.PodDisruptionBudget{}:          made,
 		},
 		DefaultTransform: cache.TransformStripManagedFields(),
 	}

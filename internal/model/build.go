@@ -242,10 +242,10 @@ func (gw *gateway) port(number int32, oneHost bool) *port {
 	p := gw.ports[number]
 	if p == nil {
 		p = &port{number: number, bind: number, hosts: map[string]*virtualHost{}}
-		if !oneHost && number < 1024 {
-			// Ports below 1024 need a capability that gateway pods do not have.
-			// Above 10000 collisions are as unlikely as they are visible: Bind
-			// moves on to a free one.
+		if !oneHost && (number < 1024 || number == AgentPort || number == ProbePort) {
+			// Ports below 1024 need a capability that gateway pods do not have,
+			// and two are the pods' own. Above 10000 collisions are as unlikely
+			// as they are visible: Bind moves on to a free one.
 			p.bind = number + 10000
 			for gw.binds(p.bind) {
 				p.bind++

@@ -38,6 +38,15 @@ func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Ga
 	}
 
 	infrastructure.Replicas = valueOr(merged.Replicas, 1)
+	if scaling := merged.Autoscaling; scaling != nil {
+		infrastructure.Autoscaling = &Autoscaling{
+			MinReplicas: scaling.MinReplicas, MaxReplicas: scaling.MaxReplicas,
+			CPUPercent: scaling.TargetCPUUtilizationPercentage, MemoryPercent: valueOr(scaling.TargetMemoryUtilizationPercentage, 0),
+		}
+		infrastructure.Replicas = scaling.MinReplicas
+	}
+	infrastructure.NodeSelector, infrastructure.Tolerations = merged.NodeSelector, merged.Tolerations
+	infrastructure.PriorityClassName = valueOr(merged.PriorityClassName, "")
 	infrastructure.ServiceType = valueOr(merged.ServiceType, corev1.ServiceTypeLoadBalancer)
 	infrastructure.Resources = corev1.ResourceRequirements{Requests: corev1.ResourceList{
 		corev1.ResourceCPU:    resource.MustParse("100m"),
@@ -58,8 +67,18 @@ func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Ga
 
 // override returns base with the fields that over sets.
 func override(base, over v1alpha1.GatewayConfigSpec) v1alpha1.GatewayConfigSpec {
-	if over.Replicas != nil {
-		base.Replicas = over.Replicas
+	if over.Replicas != nil || over.Autoscaling != nil {
+		// Two ways to say how many pods there are.
+		base.Replicas, base.Autoscaling = over.Replicas, over.Autoscaling
+	}
+	if over.NodeSelector != nil {
+		base.NodeSelector = over.NodeSelector
+	}
+	if over.Tolerations != nil {
+		base.Tolerations = over.Tolerations
+	}
+	if over.PriorityClassName != nil {
+		base.PriorityClassName = over.PriorityClassName
 	}
 	if over.Resources != nil {
 		base.Resources = over.Resources

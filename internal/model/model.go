@@ -30,6 +30,14 @@ import (
 // answered with 500.
 const MissingCluster = "meshroute-missing-backend"
 
+// Ports of a gateway pod that are its own: no listener is bound there.
+const (
+	// AgentPort is where the agent answers Kubernetes.
+	AgentPort = 19001
+	// ProbePort is where Envoy answers Kubernetes.
+	ProbePort = 19002
+)
+
 // DefaultRequestTimeout bounds a request where its rule says nothing.
 const DefaultRequestTimeout = 15 * time.Second
 
@@ -188,14 +196,28 @@ type ServicePort struct {
 
 // Infrastructure is how the pods of a gateway are run.
 type Infrastructure struct {
+	// Replicas is the number of pods; with Autoscaling, the number to begin
+	// with.
 	Replicas    int32
+	Autoscaling *Autoscaling
 	Resources   corev1.ResourceRequirements
 	ServiceType corev1.ServiceType
 	// NodePorts wanted, by listener port.
 	NodePorts map[int32]int32
+	// NodeSelector, Tolerations and PriorityClassName of the pods.
+	NodeSelector      map[string]string
+	Tolerations       []corev1.Toleration
+	PriorityClassName string
 	// Labels and Annotations for every object made for the gateway
 	// (Gateway.spec.infrastructure).
 	Labels, Annotations map[string]string
+}
+
+// Autoscaling is how many pods there may be, and how much of what it requests
+// Envoy should use, in percent. MemoryPercent is 0 where memory does not count.
+type Autoscaling struct {
+	MinReplicas, MaxReplicas  int32
+	CPUPercent, MemoryPercent int32
 }
 
 // ClassStatus is how a GatewayClass was judged.

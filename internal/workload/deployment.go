@@ -32,9 +32,6 @@ const (
 	bootstrapFile = "envoy.json"
 	rootsFile     = "ca.crt"
 
-	// agentPort serves the probes of a gateway pod.
-	agentPort = 19001
-
 	// nonRoot is the user that distroless images call nonroot.
 	nonRoot = 65532
 )
@@ -49,12 +46,15 @@ func Deployment(gw model.Gateway, options Options, bootstrap string) *appsv1ac.D
 	sum := sha256.Sum256([]byte(bootstrap))
 	annotations["meshroute.io/bootstrap-hash"] = hex.EncodeToString(sum[:8])
 
+	spec := appsv1ac.DeploymentSpec()
+	if gw.Infrastructure.Autoscaling == nil {
+		spec.WithReplicas(gw.Infrastructure.Replicas)
+	}
 	return appsv1ac.Deployment(nameOf(gw), gw.Namespace).
 		WithLabels(podLabels).
 		WithAnnotations(gw.Infrastructure.Annotations).
 		WithOwnerReferences(owner(gw)).
-		WithSpec(appsv1ac.DeploymentSpec().
-			WithReplicas(gw.Infrastructure.Replicas).
+		WithSpec(spec.
 			WithSelector(metav1ac.LabelSelector().WithMatchLabels(selector(gw))).
 			WithStrategy(appsv1ac.DeploymentStrategy().
 				WithRollingUpdate(appsv1ac.RollingUpdateDeployment().
@@ -67,8 +67,22 @@ func Deployment(gw model.Gateway, options Options, bootstrap string) *appsv1ac.D
 				WithSpec(podSpec(gw, options))))
 }
 
+// Replicas is a gateway's Deployment with nothing but its number of pods.
+func Replicas(gw model.Gateway, replicas int32) *appsv1ac.DeploymentApplyConfiguration {
+	return appsv1ac.Deployment(nameOf(gw), gw.Namespace).
+		WithSpec(appsv1ac.DeploymentSpec().WithReplicas(replicas))
+}
+
 func podSpec(gw model.Gateway, options Options) *corev1ac.PodSpecApplyConfiguration {
-	return corev1ac.PodSpec().
+	spec := corev1ac.PodSpec()
+	if class := gw.Infrastructure.PriorityClassName; class != "" {
+		spec.WithPriorityClassName(class)
+	}
+	for i := range gw.Infrastructure.Tolerations {
+		spec.WithTolerations(toleration(&gw.Infrastructure.Tolerations[i]))
+	}
+	return spec.
+		WithNodeSelector(gw.Infrastructure.NodeSelector).
 		WithServiceAccountName(nameOf(gw)).
 		WithAutomountServiceAccountToken(false).
 		WithSecurityContext(corev1ac.PodSecurityContext().
@@ -91,6 +105,27 @@ func podSpec(gw model.Gateway, options Options) *corev1ac.PodSpecApplyConfigurat
 				corev1ac.VolumeProjection().WithServiceAccountToken(corev1ac.ServiceAccountTokenProjection().
 					WithPath("token").WithAudience(TokenAudience).WithExpirationSeconds(3600)))),
 		)
+}
+
+// toleration holds the fields that are set: an empty one would not mean the same.
+func toleration(from *corev1.Toleration) *corev1ac.TolerationApplyConfiguration {
+	to := corev1ac.Toleration()
+	if from.Key != "" {
+		to.WithKey(from.Key)
+	}
+	if from.Operator != "" {
+		to.WithOperator(from.Operator)
+	}
+	if from.Value != "" {
+		to.WithValue(from.Value)
+	}
+	if from.Effect != "" {
+		to.WithEffect(from.Effect)
+	}
+	if from.TolerationSeconds != nil {
+		to.WithTolerationSeconds(*from.TolerationSeconds)
+	}
+	return to
 }
 
 func envoyContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyConfiguration {
@@ -122,7 +157,7 @@ func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 	}}
 	probe := func(path string) *corev1ac.ProbeApplyConfiguration {
 		return corev1ac.Probe().WithHTTPGet(corev1ac.HTTPGetAction().
-			WithPath(path).WithPort(intstr.FromInt32(agentPort)))
+			WithPath(path).WithPort(intstr.FromInt32(model.AgentPort)))
 	}
 	return container("agent", options.AgentImage, resources).
 		WithCommand("/gateway-agent").
@@ -138,7 +173,7 @@ func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 			"--xds-socket", XDSSocket,
 			"--pages-socket", PagesSocket,
 			"--admin-socket", AdminSocket,
-			"--probe-address", ":"+strconv.Itoa(agentPort),
+			"--probe-address", ":"+strconv.Itoa(model.AgentPort),
 		).
 		WithVolumeMounts(
 			mount("run", runDir),
@@ -146,7 +181,7 @@ func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 			mount("config", configDir).WithReadOnly(true),
 			mount("token", tokenDir).WithReadOnly(true),
 		).
-		WithPorts(corev1ac.ContainerPort().WithName("probes").WithContainerPort(agentPort).WithProtocol(corev1.ProtocolTCP)).
+		WithPorts(corev1ac.ContainerPort().WithName("probes").WithContainerPort(model.AgentPort).WithProtocol(corev1.ProtocolTCP)).
 		WithStartupProbe(probe("/livez").WithPeriodSeconds(1).WithFailureThreshold(60)).
 		WithLivenessProbe(probe("/livez").WithPeriodSeconds(10).WithFailureThreshold(3)).
 		WithReadinessProbe(probe("/readyz").WithPeriodSeconds(2).WithFailureThreshold(2))

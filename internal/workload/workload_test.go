@@ -260,13 +260,17 @@ func readGateway(t *testing.T, dir string) model.Gateway {
 func render(t *testing.T, gw model.Gateway) string {
 	t.Helper()
 	var all bytes.Buffer
-	for _, object := range []any{
+	objects := []any{
 		ServiceAccount(gw),
 		ConfigMap(gw, testOptions, testBootstrap),
 		Service(gw),
 		PodDisruptionBudget(gw),
 		Deployment(gw, testOptions, testBootstrap),
-	} {
+	}
+	if gw.Infrastructure.Autoscaling != nil {
+		objects = append(objects, HorizontalPodAutoscaler(gw))
+	}
+	for _, object := range objects {
 		content, err := yaml.Marshal(object)
 		if err != nil {
 			t.Fatal(err)

@@ -28,6 +28,10 @@ func ruleManifest(rule string) string {
 	return routeManifest("r", "{rules: [{name: a, "+rule+"}]}")
 }
 
+func gatewayConfigManifest(spec string) string {
+	return "apiVersion: meshroute.io/v1alpha1\nkind: GatewayConfig\nmetadata: {name: c}\nspec: " + spec
+}
+
 const someBackend = "backends: [{name: b, port: 80}]"
 
 var _ = Describe("Admission", Label("api"), func() {
@@ -63,10 +67,15 @@ var _ = Describe("Admission", Label("api"), func() {
 		Entry("a status that is none", ruleManifest("directResponse: {status: 99}"), "directResponse.status"),
 		Entry("a body for the counters", ruleManifest("directResponse: {type: StubStatus, body: x}"), "type StubStatus takes no status, body or contentType"),
 		Entry("a parent that is no Gateway", routeManifest("r", "{parentRefs: [{name: g, kind: Service, group: ''}], rules: [{name: a, "+someBackend+"}]}"), "a ServiceRoute attaches to Gateways"),
-		Entry("more replicas than sense", "apiVersion: meshroute.io/v1alpha1\nkind: GatewayConfig\nmetadata: {name: c}\nspec: {replicas: 101}", "spec.replicas"),
-		Entry("a request above its limit", "apiVersion: meshroute.io/v1alpha1\nkind: GatewayConfig\nmetadata: {name: c}\nspec: {resources: {requests: {cpu: '2'}, limits: {cpu: '1'}}}", "a request must not be above its limit"),
-		Entry("port 0 of a gateway", "apiVersion: meshroute.io/v1alpha1\nkind: GatewayConfig\nmetadata: {name: c}\nspec: {ports: [{port: 0}]}", "spec.ports[0].port"),
-		Entry("one nodePort twice", "apiVersion: meshroute.io/v1alpha1\nkind: GatewayConfig\nmetadata: {name: c}\nspec: {ports: [{port: 80, nodePort: 30000}, {port: 81, nodePort: 30000}]}", "two ports cannot have the same nodePort"),
+		Entry("more replicas than sense", gatewayConfigManifest("{replicas: 101}"), "spec.replicas"),
+		Entry("replicas beside autoscaling", gatewayConfigManifest("{replicas: 2, autoscaling: {maxReplicas: 3}}"), "replicas and autoscaling exclude each other"),
+		Entry("autoscaling from above", gatewayConfigManifest("{autoscaling: {minReplicas: 4, maxReplicas: 3}}"), "minReplicas must not be above maxReplicas"),
+		Entry("autoscaling without an end", gatewayConfigManifest("{autoscaling: {minReplicas: 4}}"), "spec.autoscaling.maxReplicas: Required value"),
+		Entry("autoscaling to zero", gatewayConfigManifest("{autoscaling: {minReplicas: 0, maxReplicas: 3}}"), "spec.autoscaling.minReplicas"),
+		Entry("a selector of no nodes", gatewayConfigManifest("{nodeSelector: {}}"), "spec.nodeSelector"),
+		Entry("a request above its limit", gatewayConfigManifest("{resources: {requests: {cpu: '2'}, limits: {cpu: '1'}}}"), "a request must not be above its limit"),
+		Entry("port 0 of a gateway", gatewayConfigManifest("{ports: [{port: 0}]}"), "spec.ports[0].port"),
+		Entry("one nodePort twice", gatewayConfigManifest("{ports: [{port: 80, nodePort: 30000}, {port: 81, nodePort: 30000}]}"), "two ports cannot have the same nodePort"),
 	)
 
 	It("fills in what was left out", func(ctx SpecContext) {
@@ -89,6 +98,7 @@ var _ = Describe("Admission", Label("api"), func() {
 		Entry("wildcard hostnames", routeManifest("r", "{hostnames: ['*.example.com'], rules: [{name: a, "+someBackend+"}]}")),
 		Entry("encoded paths", ruleManifest(someBackend+", matches: [{path: {value: '/a%20b/~x;v=1'}}]")),
 		Entry("no timeout", ruleManifest(someBackend+", timeouts: {request: 0s}")),
+		Entry("autoscaling, with defaults", gatewayConfigManifest("{autoscaling: {maxReplicas: 2}}")),
 		Entry("compound timeouts", ruleManifest(someBackend+", timeouts: {request: 1m30s500ms}")),
 	)
 })

@@ -137,6 +137,7 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 			"everywhere: gatewayconfigs.meshroute.io: list watch",
 			"everywhere: gateways.gateway.networking.k8s.io/status: patch",
 			"everywhere: gateways.gateway.networking.k8s.io: list watch",
+			"everywhere: horizontalpodautoscalers.autoscaling: create delete list patch watch",
 			"everywhere: meshroutes.meshroute.io/status: patch",
 			"everywhere: meshroutes.meshroute.io: create delete list watch",
 			"everywhere: namespaces: list watch",

@@ -9,8 +9,11 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -165,6 +168,60 @@ var _ = Describe("The objects of a gateway", Label("workload"), func() {
 		Eventually(func() error { return cluster.Client.Get(ctx, own, &service) }).Should(Succeed())
 		Expect(service.Spec.Ports).To(ConsistOf(SatisfyAll(HaveField("Port", int32(80)), HaveField("NodePort", int32(30088)),
 			HaveField("TargetPort", intstr.FromInt32(10080)))))
+	})
+
+	It("leave the number of pods to an autoscaler, and take it back, without a jump", func(ctx SpecContext) {
+		namespace := newNamespace(ctx)
+		config := &v1alpha1.GatewayConfig{Namespace: namespace, Name: "own"}
+		config.Spec.Replicas = new(int32(3))
+		gw := harness.Gateway(namespace, "scaled", class, 80)
+		gw.Spec.Infrastructure = &gatewayv1.GatewayInfrastructure{
+			ParametersRef: &gatewayv1.LocalParametersReference{Group: "meshroute.io", Kind: "GatewayConfig", Name: "own"},
+		}
+		changes, err := cluster.Client.Watch(ctx, &appsv1.DeploymentList{}, client.InNamespace(namespace))
+		Expect(err).NotTo(HaveOccurred())
+		var seen []int32 // every number of pods there ever was, once in a row
+		watched := make(chan struct{})
+		go func() {
+			defer close(watched)
+			for change := range changes.ResultChan() {
+				if replicas := *change.Object.(*appsv1.Deployment).Spec.Replicas; len(seen) == 0 || seen[len(seen)-1] != replicas {
+					seen = append(seen, replicas)
+				}
+			}
+		}()
+
+		create(ctx, config, gw)
+		own := client.ObjectKey{Namespace: namespace, Name: "scaled-" + class}
+		var deployment appsv1.Deployment
+		Eventually(func() error { return cluster.Client.Get(ctx, own, &deployment) }).Should(Succeed())
+
+		change(ctx, config, func(c *v1alpha1.GatewayConfig) {
+			c.Spec.Replicas, c.Spec.Autoscaling = nil, &v1alpha1.Autoscaling{MaxReplicas: 8}
+		})
+		var autoscaler autoscalingv2.HorizontalPodAutoscaler
+		Eventually(func() error { return cluster.Client.Get(ctx, own, &autoscaler) }).Should(Succeed())
+		Expect(*autoscaler.Spec.MinReplicas).To(Equal(int32(2)))
+		Expect(autoscaler.Spec.MaxReplicas).To(Equal(int32(8)))
+
+		// As an autoscaler does it.
+		Expect(cluster.Client.SubResource("scale").Update(ctx, &deployment, client.WithSubResourceBody(
+			&autoscalingv1.Scale{Spec: autoscalingv1.ScaleSpec{Replicas: 5}}))).To(Succeed())
+		change(ctx, config, func(c *v1alpha1.GatewayConfig) { c.Spec.NodeSelector = map[string]string{"pool": "edge"} })
+		Eventually(func() (map[string]string, error) {
+			err := cluster.Client.Get(ctx, own, &deployment)
+			return deployment.Spec.Template.Spec.NodeSelector, err
+		}).Should(HaveKeyWithValue("pool", "edge"))
+
+		change(ctx, config, func(c *v1alpha1.GatewayConfig) { c.Spec.Replicas, c.Spec.Autoscaling = new(int32(4)), nil })
+		Eventually(func() (int32, error) {
+			err := cluster.Client.Get(ctx, own, &deployment)
+			return *deployment.Spec.Replicas, err
+		}).Should(Equal(int32(4)))
+		Expect(apierrors.IsNotFound(cluster.Client.Get(ctx, own, &autoscaler))).To(BeTrue(), "the autoscaler is gone")
+		changes.Stop()
+		<-watched
+		Expect(seen).To(Equal([]int32{3, 5, 4}))
 	})
 
 	It("cost nothing while nothing changes: no write to the API, no push to Envoy", func(ctx SpecContext) {
