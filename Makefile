@@ -17,6 +17,8 @@ CONTAINER_TOOL ?= docker
 
 # The image of the operator and of the gateway's agent.
 IMG ?= meshroute:latest
+# What `make deploy` applies: a folder of config/.
+OVERLAY ?= config/default
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 # What to run of the integration tests: a regular expression on their names,
@@ -136,6 +138,14 @@ kind-up: ## Make a cluster of two nodes with kind; what is missing is installed 
 kind-down: ## Remove it, and nothing else.
 	@hack/kind.sh down
 
+.PHONY: images
+images: ## Make the images for it: IMG, the tests' backend, and those that no registry gives.
+	@IMG=$(IMG) VERSION=$(VERSION) hack/images.sh >/dev/null
+
+.PHONY: kind-load
+kind-load: ## Load them into its nodes.
+	@archives=$$(IMG=$(IMG) VERSION=$(VERSION) hack/images.sh); hack/kind.sh load $$archives
+
 ##@ Cluster (the one of kubectl's current context)
 
 .PHONY: install
@@ -156,9 +166,9 @@ deploy: install ## Run the operator from the image IMG, with GatewayClass and de
 undeploy: ## Remove the operator and our CRDs; Gateway API stays.
 	$(render) | $(KUBECTL) delete --ignore-not-found -f -
 
-# config/default with the image IMG, through an overlay that is no part of the
+# OVERLAY with the image IMG, through an overlay that is no part of the
 # repository: `kustomize edit` on the original would leave a changed file.
 render = { rm -rf bin/deploy && mkdir -p bin/deploy && cd bin/deploy && \
-  ../../$(TOOL) kustomize create --resources ../../config/default >&2 && \
+  ../../$(TOOL) kustomize create --resources ../../$(OVERLAY) >&2 && \
   ../../$(TOOL) kustomize edit set image meshroute=$(IMG) >&2 && \
   ../../$(TOOL) kustomize build .; }

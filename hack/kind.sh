@@ -11,6 +11,8 @@
 # the same numbers (all on 127.0.0.1), KIND_KUBERNETES the version of Kubernetes.
 # shellcheck source=hack/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=hack/kind/images.lib.sh
+source "$ROOT/hack/kind/images.lib.sh"
 
 NAME=${KIND_NAME:-meshroute}
 PORT=${KIND_PORT:-8888}
@@ -39,21 +41,21 @@ module() { go -C "$ROOT/hack/$1" mod download -json "$2" | jq -r .Dir; }
 
 # choose sets IMAGE to the node image, and says where it is from.
 choose() {
-  local published pinned
+  local image pinned
   pinned=$(awk '$1 == "k8s.io/kubernetes" { print $2; exit }' "$ROOT/hack/kube/go.mod")
   if [[ -n ${KIND_KUBERNETES:-} ]]; then
     [[ $KIND_KUBERNETES =~ ^v1\.[0-9]+\.[0-9]+$ ]] || fail "KIND_KUBERNETES is \"$KIND_KUBERNETES\": use a version such as $pinned"
-    published=kindest/node:$KIND_KUBERNETES
+    image=kindest/node:$KIND_KUBERNETES
   else
-    published=$(sed -n 's/^const Image = "\(.*\)"$/\1/p' "$(module tools sigs.k8s.io/kind)/pkg/apis/config/defaults/image.go")
+    image=$(sed -n 's/^const Image = "\(.*\)"$/\1/p' "$(module tools sigs.k8s.io/kind)/pkg/apis/config/defaults/image.go")
   fi
-  if timeout 10 docker manifest inspect "$published" >/dev/null 2>&1; then
-    IMAGE=$published
+  if published "$image"; then
+    IMAGE=$image
     say "an image registry answers: the nodes run $IMAGE"
     return
   fi
   [[ -z ${KIND_KUBERNETES:-} || $KIND_KUBERNETES == "$pinned" ]] ||
-    fail "no image registry has $published here, and what is built from Go modules is Kubernetes $pinned: leave KIND_KUBERNETES out, or change hack/kube/go.mod"
+    fail "no image registry has $image here, and what is built from Go modules is Kubernetes $pinned: leave KIND_KUBERNETES out, or change hack/kube/go.mod"
   say "no image registry answers: the nodes are built from package registries (Kubernetes $pinned)"
   IMAGE=$("$ROOT/hack/kind/node.sh")
 }
@@ -222,12 +224,30 @@ down() {
   rm -rf "$STATE" "$STATE.lock"
 }
 
+# has NODE FILE tells whether a node has the image of an archive by all its names.
+has() {
+  local image id
+  id=sha256:$(tar -xOf "$2" manifest.json | jq -r '.[0].Config | rtrimstr(".json") | ltrimstr("blobs/sha256/")')
+  for image in $(tar -xOf "$2" manifest.json | jq -r '.[0].RepoTags[]'); do
+    [[ $(docker exec "$1" crictl inspecti "$image" 2>/dev/null | jq -r .status.id) == "$id" ]] || return 1
+  done
+}
+
 load() {
-  local file
+  local file node lacking
   prepare
   [[ -n $(nodes) ]] || fail "there is no cluster $NAME: make it with \`make kind-up\`"
   for file in "$@"; do
-    "$kind" load image-archive --quiet --name "$NAME" "$file"
+    lacking=()
+    for node in $(nodes); do
+      has "$node" "$file" || lacking+=("$node")
+    done
+    ((${#lacking[@]})) || continue
+    "$kind" load image-archive --quiet --name "$NAME" --nodes "$(
+      IFS=,
+      echo "${lacking[*]}"
+    )" "$file"
+    step "$(tar -xOf "$file" manifest.json | jq -r '.[0].RepoTags | join(", ")') is on ${lacking[*]}"
   done
 }
 

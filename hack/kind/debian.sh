@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Prints the folder with a small Debian: the root file system of kind's nodes, and
-# where images take their libraries from. It is made at its first use, from the
-# mirror in this machine's own apt settings.
+# Fetches Debian's packages from the mirror in this machine's own apt settings.
+#   hack/kind/debian.sh                           prints the folder with a small
+#       Debian, made at its first use: the root file system of kind's nodes, and
+#       where images take their libraries from
+#   hack/kind/debian.sh unpack FOLDER PACKAGE…    unpacks packages into a folder,
+#       with what they depend on
 # shellcheck source=hack/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
@@ -21,11 +24,13 @@ mirror() {
     awk -F'|' -v label="$1" '$1 == "Debian" && $2 == label { print $3; exit }'
 }
 
-make_root() {
-  local work=$1 main security settings sources
+# bootstrap FOLDER OPTION… fills a folder with packages.
+bootstrap() {
+  local folder=$1 main security settings sources
+  shift
   command -v apt-get >/dev/null ||
-    fail "the nodes' root file system is made of Debian's packages, and this machine has no apt-get to fetch them: use a Debian machine, or one that reaches an image registry"
-  [[ $(id -u) == 0 ]] || fail "only root may make the nodes' root file system: run this as root"
+    fail "images are made of Debian's packages, and this machine has no apt-get to fetch them: use a Debian machine, or one that reaches an image registry"
+  [[ $(id -u) == 0 ]] || fail "only root may unpack Debian's packages as they are: run this as root, or on a machine that reaches an image registry"
   "$ROOT/hack/need.sh" mmdebstrap
   [[ -n $(mirror Debian) ]] || apt-get update -qq >&2
   main=$(mirror Debian)
@@ -34,21 +39,32 @@ make_root() {
   security=$(mirror Debian-Security)
   [[ -z $security ]] || sources+=("deb $security $suite-security main")
 
-  say "making a Debian root file system, once: about a minute"
   settings=$(mktemp)
   # Proxies and the like hold for these downloads, too.
   apt-config dump Acquire >"$settings"
-  SOURCE_DATE_EPOCH=0 mmdebstrap --quiet --mode=root --variant=minbase --format=directory --aptopt="$settings" \
-    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-    --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
-    --include="$(
-      IFS=,
-      echo "${packages[*]}"
-    )" "$suite" "$work" "${sources[@]}" >&2 ||
-    fail "mmdebstrap could not make a Debian $suite (its reason is above)"
-  rm -f "$settings"
+  SOURCE_DATE_EPOCH=0 mmdebstrap --quiet --mode=root --format=directory --aptopt="$settings" "$@" "$suite" "$folder" "${sources[@]}" >&2 ||
+    fail "mmdebstrap could not fetch Debian's packages (its reason is above): check that apt-get works on this machine"
+  rm "$settings"
 }
 
-folder=$CACHE/kind/debian-$(digest "${BASH_SOURCE[0]}" "$(uname -m)")
-once "$folder" make_root
-echo "$folder"
+make_root() {
+  say "making a Debian root file system, once: about a minute"
+  bootstrap "$1" --variant=minbase --include="$(join "${packages[@]}")" \
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*'
+}
+
+join() {
+  local IFS=,
+  echo "$*"
+}
+
+case ${1:-} in
+'')
+  folder=$CACHE/kind/debian-$(digest "$suite" "${packages[*]}" "$(declare -f bootstrap make_root)" "$(uname -m)")
+  once "$folder" make_root
+  echo "$folder"
+  ;;
+unpack) bootstrap "$2" --variant=extract --include="$(join "${@:3}")" ;;
+*) fail "usage: hack/kind/debian.sh [unpack FOLDER PACKAGE…]" ;;
+esac

@@ -2,6 +2,11 @@
 # an archive that docker, containerd and kind load. To be sourced after lib.sh.
 # shellcheck shell=bash
 
+# published IMAGE tells whether an image registry answers with this image.
+published() {
+  command -v docker >/dev/null && timeout 10 docker manifest inspect "$1" >/dev/null 2>&1
+}
+
 # archive FOLDER FILE CONFIG NAME… packs a folder as an image of one layer with
 # these names. CONFIG is the image's configuration as JSON, for instance
 # {"Entrypoint": ["/manager"], "User": "65532"}. Same folder, same bytes: files
@@ -24,7 +29,8 @@ archive() {
   names=$(printf '%s\n' "$@" | jq -Rn '[inputs]')
   jq -cn --argjson names "$names" --arg config "$id.json" \
     '[{Config: $config, RepoTags: $names, Layers: ["layer.tar"]}]' >"$work/manifest.json"
-  tar -C "$work" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -cf "$file" manifest.json "$id.json" layer.tar
+  tar -C "$work" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -cf "$work/archive" manifest.json "$id.json" layer.tar
+  mv "$work/archive" "$file"
   rm -r "$work"
 }
 
@@ -42,13 +48,14 @@ skeleton() {
 # the libraries that these programs and libraries load. The dynamic loader itself
 # names them.
 with_libraries() {
-  local root=$1 folder=$2 libraries loader library
+  local root=$1 folder=$2 libraries loader library listed
   shift 2
   libraries=$(echo "$root"/usr/lib/*-linux-gnu)
   loader=$(echo "$libraries"/ld-linux-*.so.*)
   mkdir -p "$folder/${libraries#"$root"/}"
-  printf '%s\0' "$@" | xargs -0 -n 1 "$loader" --library-path "$libraries" --list |
-    grep -oE "$libraries/[^ ]+" | sort -u | while IFS= read -r library; do
+  listed=$(printf '%s\0' "$@" | xargs -0 -n 1 "$loader" --library-path "$libraries" --list)
+  [[ $listed != *"not found"* ]] || fail "the Debian in $root lacks libraries of $*: $(grep 'not found' <<<"$listed" | sort -u)"
+  grep -oE "$libraries/[^ ]+" <<<"$listed" | sort -u | while IFS= read -r library; do
     cp -Ln "$library" "$folder/${library#"$root"/}"
   done
   cp -Ln "$loader" "$folder/${loader#"$root"/}"
