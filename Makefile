@@ -63,8 +63,9 @@ demo-down: ## Stop what `make demo` started.
 ##@ Develop
 
 .PHONY: generate
-generate: ## Regenerate Go code: DeepCopy, and apply configurations where markers ask for them.
+generate: ## Regenerate Go code: DeepCopy, apply configurations where markers ask for them, and what agents tell managers.
 	$(TOOL) controller-gen object applyconfiguration paths=./api/...
+	$(TOOL) protoc "$$($(TOOL) --path protoc-gen-go)=paths=source_relative" "$$($(TOOL) --path protoc-gen-go-grpc)=paths=source_relative" internal/report/reportv1/report.proto
 
 .PHONY: manifests
 manifests: ## Regenerate CRDs and RBAC from the markers in api/ and controllers/.

@@ -41,11 +41,9 @@ package controllers
 // +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create
 
 // What it may do in its own namespace alone: keep its authority in one Secret
-// and its leadership in one Lease (a name cannot restrict create), and tell by
-// an Event, of the core group as leader election writes them, who leads.
+// and its leadership in one Lease (a name cannot restrict create).
 //
 // +kubebuilder:rbac:groups="",namespace=meshroute-system,resources=secrets,resourceNames=meshroute-ca,verbs=get;update
 // +kubebuilder:rbac:groups="",namespace=meshroute-system,resources=secrets,verbs=create
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=meshroute-system,resources=leases,resourceNames=meshroute-manager,verbs=get;update
 // +kubebuilder:rbac:groups=coordination.k8s.io,namespace=meshroute-system,resources=leases,verbs=create
-// +kubebuilder:rbac:groups="",namespace=meshroute-system,resources=events,verbs=create;patch

@@ -31,7 +31,7 @@ build() {
   CGO_ENABLED=0 go -C "$module" build -v "${flags[@]}" -o "$work/$name" "$package" 2>&1 | progress "$name"
 }
 
-key=$(digest "$module/go.mod" "$module/go.sum" "$GOTOOLCHAIN" "${flags[*]}" "$(uname -sm)")
+key=$(digest "$module/go.mod" "$module/go.sum" "$module"/*/*.go "$GOTOOLCHAIN" "${flags[*]}" "$(uname -sm)")
 folder=$CACHE/tools/$key/$name
 once "$folder" build
 if [[ -n $path_only ]]; then

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
@@ -20,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -35,6 +38,7 @@ import (
 	"meshroute.io/meshroute/controllers"
 	"meshroute.io/meshroute/internal/dataplane"
 	"meshroute.io/meshroute/internal/identity"
+	"meshroute.io/meshroute/internal/report"
 	"meshroute.io/meshroute/internal/workload"
 	"meshroute.io/meshroute/internal/xds"
 )
@@ -48,6 +52,8 @@ type operatorOptions struct {
 	metricsBind    string
 	pprofBind      string
 	leaderElection bool
+	podName        string
+	podIP          string
 	envoyImage     string
 	agentImage     string
 }
@@ -68,6 +74,8 @@ func operatorCommand() *cobra.Command {
 	flags.StringVar(&options.metricsBind, "metrics-bind-address", ":8443", "where metrics are served, over TLS, to who may get /metrics; 0 is nowhere")
 	flags.StringVar(&options.pprofBind, "pprof-bind-address", "", "where profiles are served, without authentication; empty is nowhere")
 	flags.BoolVar(&options.leaderElection, "leader-elect", false, "let one replica of several write to the API")
+	flags.StringVar(&options.podName, "pod-name", os.Getenv("POD_NAME"), "name of this replica, with --leader-elect")
+	flags.StringVar(&options.podIP, "pod-ip", os.Getenv("POD_IP"), "address of this replica, at which agents report to it while it leads, with --leader-elect")
 	flags.StringVar(&options.envoyImage, "envoy-image", "envoyproxy/envoy:distroless-v1.40.0", "image of gateways' Envoy")
 	flags.StringVar(&options.agentImage, "agent-image", "meshroute:latest", "image of gateways' agent, usually the operator's own")
 	return command
@@ -116,17 +124,18 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 		return err
 	}
 
-	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme:                        scheme,
-		HealthProbeBindAddress:        options.probeBind,
-		Metrics:                       metricsOptions(options, authority.Authority),
-		PprofBindAddress:              options.pprofBind,
-		LeaderElection:                options.leaderElection,
-		LeaderElectionID:              "meshroute-manager",
-		LeaderElectionNamespace:       options.namespace,
-		LeaderElectionReleaseOnCancel: true,
-		Cache:                         cacheOptions(),
-	})
+	managerOptions := ctrl.Options{
+		Scheme:                 scheme,
+		HealthProbeBindAddress: options.probeBind,
+		Metrics:                metricsOptions(options, authority.Authority),
+		PprofBindAddress:       options.pprofBind,
+		Cache:                  cacheOptions(),
+	}
+	leader, err := elect(&managerOptions, config, options)
+	if err != nil {
+		return err
+	}
+	mgr, err := ctrl.NewManager(config, managerOptions)
 	if err != nil {
 		return fmt.Errorf("connect to the API server: %w", err)
 	}
@@ -167,7 +176,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 		func() error {
 			return mgr.Add(everyReplica(func(ctx context.Context) error {
 				return whenBuilt(ctx, built, options.xdsBind, func(listener net.Listener) error {
-					return serveXDS(ctx, listener, server, authority.Authority, []string{options.service})
+					return serveXDS(ctx, listener, server, leader, authority.Authority, []string{options.service})
 				})
 			}))
 		},
@@ -197,6 +206,30 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	}
 	log.Info("Starting", "version", version, "namespace", options.namespace, "service", options.service)
 	return mgr.Start(ctx)
+}
+
+// elect has one replica of several lead, and returns who does.
+func elect(manager *ctrl.Options, config *rest.Config, options operatorOptions) (report.Leader, error) {
+	xdsPort := portOf(options.xdsBind)
+	if !options.leaderElection {
+		return report.Alone(net.JoinHostPort(options.service, xdsPort)), nil
+	}
+	address, err := netip.ParseAddrPort(net.JoinHostPort(options.podIP, xdsPort))
+	if err != nil || options.podName == "" || strings.Contains(options.podName, "_") {
+		return nil, fmt.Errorf("--leader-elect needs this replica's name and IP address, from --pod-name (is %q) and --pod-ip (is %q), or from the variables POD_NAME and POD_IP",
+			options.podName, options.podIP)
+	}
+	lock, err := controllers.NewLeaderLock(config, options.namespace, options.podName, address)
+	if err != nil {
+		return nil, err
+	}
+	manager.LeaderElection = true
+	manager.LeaderElectionReleaseOnCancel = true
+	manager.LeaderElectionResourceLockInterface = lock
+	manager.LeaseDuration = new(controllers.LeaseDuration)
+	manager.RenewDeadline = new(controllers.RenewDeadline)
+	manager.RetryPeriod = new(controllers.RetryPeriod)
+	return lock.Leader, nil
 }
 
 // ring wakes up who reads from the channel. One ring that was not yet heard is

@@ -13,6 +13,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"meshroute.io/meshroute/internal/identity"
+	"meshroute.io/meshroute/internal/report"
 	"meshroute.io/meshroute/internal/xds"
 )
 
@@ -20,11 +21,12 @@ import (
 // itself anew: its certificate lives for 12 hours.
 const maxConnectionAge = 4 * time.Hour
 
-// serveXDS serves configuration to agents.
-func serveXDS(ctx context.Context, listener net.Listener, server *xds.Server, authority *identity.Authority, names []string) error {
+// serveXDS serves configuration to agents, and takes their reports.
+func serveXDS(ctx context.Context, listener net.Listener, server *xds.Server, leader report.Leader, authority *identity.Authority, names []string) error {
 	tls := credentials.NewTLS(authority.MutualTLS(names, clock.RealClock{}))
 	grpcServer := grpc.NewServer(append(xds.ServerOptions(maxConnectionAge), grpc.Creds(tls))...)
 	server.Register(grpcServer)
+	report.NewServer(server, peer, leader).Register(grpcServer)
 	go func() {
 		<-ctx.Done()
 		grpcServer.Stop()

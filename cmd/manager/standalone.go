@@ -15,6 +15,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"meshroute.io/meshroute/internal/identity"
+	"meshroute.io/meshroute/internal/report"
 	"meshroute.io/meshroute/internal/standalone"
 	"meshroute.io/meshroute/internal/xds"
 )
@@ -49,7 +50,9 @@ func runStandalone(ctx context.Context, options standalone.Options) error {
 		authority *identity.Authority, verify standalone.TokenCheck,
 	) error {
 		group, ctx := errgroup.WithContext(ctx)
-		group.Go(func() error { return serveXDS(ctx, xdsListener, server, authority, standalone.ServerNames()) })
+		group.Go(func() error {
+			return serveXDS(ctx, xdsListener, server, report.Alone(xdsListener.Addr().String()), authority, standalone.ServerNames())
+		})
 		group.Go(func() error {
 			return serveCertificates(ctx, certificates, authority, verify, standalone.ServerNames())
 		})

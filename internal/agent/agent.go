@@ -1,6 +1,6 @@
 // Package agent is what runs beside Envoy in a gateway pod. It gets the
 // gateway's configuration from a manager and hands it to Envoy (the relay of
-// package xds), renders the pages that Envoy cannot, and tells Kubernetes
+// package xds), reports to the manager that leads, renders the pages that Envoy cannot, and tells Kubernetes
 // whether the pod is ready. It needs no manager to go on: a relay that cannot
 // reach one serves its last good configuration, across restarts, too.
 package agent
@@ -24,6 +24,8 @@ import (
 
 	"meshroute.io/meshroute/internal/envoy"
 	"meshroute.io/meshroute/internal/identity"
+	"meshroute.io/meshroute/internal/report"
+	"meshroute.io/meshroute/internal/report/reportv1"
 	"meshroute.io/meshroute/internal/xds"
 )
 
@@ -68,19 +70,28 @@ func Run(ctx context.Context, options Options) error {
 	if err := os.MkdirAll(options.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the folder for the last good configuration: %w", err)
 	}
-	relay := xds.NewRelay(xds.RelayOptions{
-		Node: &corev3.Node{Id: options.Gateway.Pod, Cluster: options.Gateway.Namespace + "/" + options.Gateway.Name},
-		Dial: func(ctx context.Context) (*grpc.ClientConn, error) {
-			select {
-			case <-client.Ready():
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
-			return grpc.NewClient(options.XDSAddress,
-				append(xds.DialOptions(), grpc.WithTransportCredentials(credentials.NewTLS(client.TLSConfig())))...)
-		},
-		Store: filepath.Join(options.StateDir, "last-good.pb"),
-		Log:   options.Log.WithName("relay"),
+	dial := func(ctx context.Context, address string) (*grpc.ClientConn, error) {
+		select {
+		case <-client.Ready():
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		return grpc.NewClient(address,
+			append(xds.DialOptions(), grpc.WithTransportCredentials(credentials.NewTLS(client.TLSConfig())))...)
+	}
+	var relay *xds.Relay
+	reporter := report.NewReporter(report.ReporterOptions{
+		Dial:     dial,
+		Progress: func() []*reportv1.TypeState { return relay.Progress() },
+		Log:      options.Log.WithName("reporter"),
+	})
+	relay = xds.NewRelay(xds.RelayOptions{
+		Node:       &corev3.Node{Id: options.Gateway.Pod, Cluster: options.Gateway.Namespace + "/" + options.Gateway.Name},
+		Dial:       func(ctx context.Context) (*grpc.ClientConn, error) { return dial(ctx, options.XDSAddress) },
+		Beside:     reporter.Follow,
+		OnProgress: reporter.Ring,
+		Store:      filepath.Join(options.StateDir, "last-good.pb"),
+		Log:        options.Log.WithName("relay"),
 	})
 	admin := newAdmin(options.AdminSocket)
 
@@ -100,6 +111,7 @@ func Run(ctx context.Context, options Options) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return client.Run(ctx) })
 	group.Go(func() error { return relay.Run(ctx) })
+	group.Go(func() error { return reporter.Run(ctx) })
 	group.Go(func() error { return xdsServer.Serve(xdsListener) })
 	serveHTTP(ctx, group, pagesListener, pages)
 	if options.ProbeAddress != "" {

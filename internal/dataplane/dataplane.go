@@ -72,22 +72,28 @@ type seenPod struct {
 const absence = 15 * time.Second
 
 // pods returns what connected pods have acknowledged, and what those had that
-// have just gone.
-func (g *gateway) pods(connected []xds.PodAck, now time.Time) []xds.PodAck {
+// have just gone; away: there are some of those. A pod that drains is on its way
+// out: it no longer counts.
+func (g *gateway) pods(connected []xds.PodAck, now time.Time) (pods []xds.PodAck, away bool) {
 	for _, ack := range connected {
-		g.seen[ack.Pod] = seenPod{ack: ack, last: now}
+		if ack.Draining {
+			delete(g.seen, ack.Pod)
+		} else {
+			g.seen[ack.Pod] = seenPod{ack: ack, last: now}
+		}
 	}
-	pods := make([]xds.PodAck, 0, len(g.seen))
+	pods = make([]xds.PodAck, 0, len(g.seen))
 	for name, pod := range g.seen {
 		if now.Sub(pod.last) > absence {
 			delete(g.seen, name)
 			continue
 		}
 		pods = append(pods, pod.ack)
+		away = away || pod.last != now
 	}
 	// Which refusal is told must not change from one look to the next.
 	slices.SortFunc(pods, func(a, b xds.PodAck) int { return strings.Compare(a.Pod, b.Pod) })
-	return pods
+	return pods, away
 }
 
 type routeSince struct {
@@ -268,9 +274,9 @@ func (d *Dataplane) Observe(now time.Time, addresses map[model.Key][]gatewayv1.G
 	defer d.mu.Unlock()
 	acks := make(map[model.Key][]xds.PodAck, len(d.gateways))
 	for key, gw := range d.gateways {
-		connected := d.server.Acks(xds.Gateway(key)).Pods
-		acks[key] = gw.pods(connected, now)
-		if len(acks[key]) > len(connected) {
+		pods, away := gw.pods(d.server.Acks(xds.Gateway(key)).Pods, now)
+		acks[key] = pods
+		if away {
 			recheck = absence
 		}
 	}

@@ -2,6 +2,8 @@ package dataplane
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"net"
@@ -29,6 +31,7 @@ import (
 
 	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/model"
+	"meshroute.io/meshroute/internal/report/reportv1"
 	"meshroute.io/meshroute/internal/xds"
 )
 
@@ -380,29 +383,35 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// Pods that have just gone count for a while; who refuses what is told in the
-// same order each time.
+// Pods that have just gone count for a while, unless they said that they go; who
+// refuses what is told in the same order each time.
 func TestPods(t *testing.T) {
 	start := time.Unix(1_000_000, 0)
-	gw := &gateway{seen: map[string]seenPod{}}
 	all := []xds.PodAck{{Pod: "a", Sequence: 1}, {Pod: "b", Sequence: 2}, {Pod: "c", Sequence: 3}, {Pod: "d", Sequence: 4}}
-	for range 20 {
-		if diff := cmp.Diff(all, gw.pods(all, start)); diff != "" {
-			t.Fatalf("pods (-want +got):\n%s", diff)
-		}
-	}
-	newer := xds.PodAck{Pod: "a", Sequence: 5}
+	newer, leaves := xds.PodAck{Pod: "a", Sequence: 5}, xds.PodAck{Pod: "b", Sequence: 5, Draining: true}
 	for name, test := range map[string]struct {
-		after time.Duration
-		want  []xds.PodAck
+		after     time.Duration
+		connected []xds.PodAck
+		want      []xds.PodAck
+		away      bool
 	}{
-		"just gone":         {absence, []xds.PodAck{newer, all[1], all[2], all[3]}},
-		"gone for too long": {absence + 1, []xds.PodAck{newer}},
+		"all there":                        {0, all, all, false},
+		"just gone":                        {absence, []xds.PodAck{newer}, []xds.PodAck{newer, all[1], all[2], all[3]}, true},
+		"gone for too long":                {absence + 1, []xds.PodAck{newer}, []xds.PodAck{newer}, false},
+		"one drains":                       {1, []xds.PodAck{all[0], leaves, all[2], all[3]}, []xds.PodAck{all[0], all[2], all[3]}, false},
+		"one drains while another is away": {1, []xds.PodAck{all[0], leaves, all[2]}, []xds.PodAck{all[0], all[2], all[3]}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gw := &gateway{seen: maps.Clone(gw.seen)}
-			if diff := cmp.Diff(test.want, gw.pods([]xds.PodAck{newer}, start.Add(test.after))); diff != "" {
-				t.Errorf("pods (-want +got):\n%s", diff)
+			gw := &gateway{seen: map[string]seenPod{}}
+			for range 20 {
+				got, away := gw.pods(all, start)
+				if diff := cmp.Diff(all, got); diff != "" || away {
+					t.Fatalf("pods at first, away: %v (-want +got):\n%s", away, diff)
+				}
+			}
+			got, away := gw.pods(test.connected, start.Add(test.after))
+			if diff := cmp.Diff(test.want, got); diff != "" || away != test.away {
+				t.Errorf("pods, away: %v (-want +got):\n%s", away, diff)
 			}
 		})
 	}
@@ -447,8 +456,10 @@ const (
 	silent
 )
 
-// fakeAgent speaks delta ADS to the server, as the agent of pod-1 does.
+// fakeAgent speaks delta ADS to the server, and reports, as the agent of pod-1
+// does.
 type fakeAgent struct {
+	pod    *xds.Pod
 	stream grpc.BidiStreamingClient[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse]
 	news   chan struct{}
 	ended  chan struct{}
@@ -458,6 +469,8 @@ type fakeAgent struct {
 	unanswered []*discoveryv3.DeltaDiscoveryResponse
 	endpoints  map[string]string // by cluster
 	count      map[string]int    // resources and removals, by type
+	versions   map[string]map[string]string
+	state      map[string]*reportv1.TypeState
 }
 
 func (w *world) connect(t *testing.T) *fakeAgent {
@@ -479,10 +492,14 @@ func (w *world) connect(t *testing.T) *fakeAgent {
 		t.Fatal(err)
 	}
 	a := &fakeAgent{
+		pod:    w.server.Pod(xds.Peer{Namespace: edge.Namespace, Name: edge.Name, Pod: "pod-1"}),
 		stream: stream, news: make(chan struct{}, 1), ended: make(chan struct{}),
 		endpoints: map[string]string{}, count: map[string]int{},
+		versions: map[string]map[string]string{}, state: map[string]*reportv1.TypeState{},
 	}
+	t.Cleanup(a.pod.Close)
 	for _, url := range xds.Types() {
+		a.versions[url], a.state[url] = map[string]string{}, &reportv1.TypeState{TypeUrl: url}
 		if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: url, ResourceNamesSubscribe: []string{"*"}}); err != nil {
 			t.Fatal(err)
 		}
@@ -506,7 +523,11 @@ func (a *fakeAgent) take(response *discoveryv3.DeltaDiscoveryResponse) {
 	if n := len(response.GetResources()) + len(response.GetRemovedResources()); n > 0 {
 		a.count[response.GetTypeUrl()] += n
 	}
+	for _, name := range response.GetRemovedResources() {
+		delete(a.versions[response.GetTypeUrl()], name)
+	}
 	for _, r := range response.GetResources() {
+		a.versions[response.GetTypeUrl()][r.GetName()] = r.GetVersion()
 		assignment := &endpointv3.ClusterLoadAssignment{}
 		if r.GetResource().MessageIs(assignment) && r.GetResource().UnmarshalTo(assignment) == nil {
 			a.endpoints[r.GetName()] = addresses(assignment)
@@ -527,12 +548,29 @@ func (a *fakeAgent) send() {
 	}
 	for _, response := range a.unanswered {
 		request := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: response.GetTypeUrl(), ResponseNonce: response.GetNonce()}
+		content := digest(a.versions[response.GetTypeUrl()])
+		state := &reportv1.TypeState{TypeUrl: response.GetTypeUrl(), Acknowledged: content}
 		if a.mode == refuse {
 			request.ErrorDetail = &status.Status{Code: int32(codes.InvalidArgument), Message: "no"}
+			state.Acknowledged = a.state[response.GetTypeUrl()].GetAcknowledged()
+			state.Refusal = &reportv1.Refusal{Content: content, Message: "no"}
 		}
+		a.state[response.GetTypeUrl()] = state
 		_ = a.stream.Send(request)
 	}
 	a.unanswered = nil
+	a.pod.Report(&reportv1.PodState{Types: slices.Collect(maps.Values(a.state))})
+}
+
+// digest is what report.proto says that it is.
+func digest(versions map[string]string) []byte {
+	var high, low uint64
+	for name, version := range versions {
+		sum := sha256.Sum256([]byte(name + "\x00" + version))
+		high += binary.BigEndian.Uint64(sum[:8])
+		low += binary.BigEndian.Uint64(sum[8:16])
+	}
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, high), low)
 }
 
 // answer sets how the agent answers from now on, and what it has not answered.

@@ -4,8 +4,8 @@
 //	internal/envoy ─► Server (manager) ─ mTLS ─► Relay (agent) ─ Unix socket ─► Envoy
 //
 // Both hops speak delta ADS. The Server keeps the wanted resources of every
-// gateway, sends differences, and counts acknowledgements; what the resources
-// mean is no concern of its. The Relay stands in the gateway pod: it puts
+// gateway, sends differences, and knows from reports (package report) what each
+// pod has; what the resources mean is no concern of its. The Relay stands in the gateway pod: it puts
 // changes into the order in which no request is lost (clusters, their
 // endpoints, then routes, then listeners; removals last), acknowledges only
 // what its Envoy has, and keeps the last good configuration in a file, so that
@@ -95,7 +95,7 @@ const MaxMessageSize = 128 << 20
 const maxNackMessage = 1 << 10
 
 // ServerOptions are for the manager's gRPC server. A dead agent is noticed
-// after 40 s; agents may ping each 5 s, with or without a stream. Connections
+// after 15 s; agents may ping each 5 s, with or without a stream. Connections
 // are closed at maxConnectionAge, a little later or earlier each (0: never), so
 // that agents spread over the replicas again after one was away; an agent that
 // comes back is sent only differences.
@@ -103,7 +103,7 @@ func ServerOptions(maxConnectionAge time.Duration) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessageSize),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time: 30 * time.Second, Timeout: 10 * time.Second,
+			Time: 10 * time.Second, Timeout: 5 * time.Second,
 			MaxConnectionAge: maxConnectionAge, MaxConnectionAgeGrace: time.Second, // streams never end by themselves
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 
 	"meshroute.io/meshroute/internal/envoy"
 	"meshroute.io/meshroute/internal/model"
+	"meshroute.io/meshroute/internal/report/reportv1"
 )
 
 var gw = Gateway{Namespace: "shop", Name: "edge"}
@@ -42,8 +44,42 @@ type manager struct {
 	moved chan struct{}
 }
 
-// place is an address at which managers come and go.
-type place struct{ listener *bufconn.Listener }
+// place is an address at which managers come and go. The one that is there
+// leads.
+type place struct {
+	listener *bufconn.Listener
+	leader   *manager
+
+	mu  sync.Mutex
+	pod *Pod // of the leader, as far as it was told
+}
+
+// report is what a report.Reporter does for a relay.
+func (p *place) report(t *testing.T, r **Relay) func() {
+	t.Helper()
+	bell := make(chan struct{}, 1)
+	ended := make(chan struct{})
+	t.Cleanup(func() { close(bell); <-ended })
+	go func() {
+		defer close(ended)
+		for range bell {
+			p.mu.Lock()
+			select {
+			case <-p.pod.Done():
+				p.pod = p.leader.Pod(Peer{gw, "pod-1"})
+			default:
+			}
+			p.pod.Report(&reportv1.PodState{Types: (*r).Progress()})
+			p.mu.Unlock()
+		}
+	}()
+	return func() {
+		select {
+		case bell <- struct{}{}:
+		default:
+		}
+	}
+}
 
 func (p *place) start(t *testing.T) *manager {
 	t.Helper()
@@ -57,6 +93,9 @@ func (p *place) start(t *testing.T) *manager {
 		}
 	}
 	m.Register(m.grpc)
+	p.mu.Lock()
+	p.leader, p.pod = m, m.Pod(Peer{gw, "pod-1"})
+	p.mu.Unlock()
 	listener := p.listener
 	go m.grpc.Serve(listener)
 	t.Cleanup(m.grpc.Stop)
@@ -97,7 +136,10 @@ func (m *manager) until(t *testing.T, what string, done func(Acks) bool) {
 // relay starts a Relay and returns where Envoy finds it, and what ends it.
 func startRelay(t *testing.T, p *place, store string) (*Relay, *bufconn.Listener, func()) {
 	t.Helper()
-	r := NewRelay(RelayOptions{Node: &corev3.Node{Id: "pod-1", Cluster: gw.String()}, Dial: p.dial, Store: store, Log: testr.New(t)})
+	var r *Relay
+	r = NewRelay(RelayOptions{
+		Node: &corev3.Node{Id: "pod-1", Cluster: gw.String()}, Dial: p.dial, OnProgress: p.report(t, &r), Store: store, Log: testr.New(t),
+	})
 	local := bufconn.Listen(1 << 20)
 	g := grpc.NewServer(LocalServerOptions()...)
 	r.Register(g)
@@ -219,8 +261,7 @@ func TestRelayServesFromItsStoreWithoutAManager(t *testing.T) {
 func TestNoAnswerBeforeEverythingWasSet(t *testing.T) {
 	// Below gRPC, where everything happens in the calls: nothing to wait for.
 	server := NewServer(nil, testr.New(t))
-	str := &stream{server: server, peer: Peer{gw, "pod-1"}, gateway: server.gateway(gw)}
-	str.OnDeltaStreamOpen(t.Context(), 1, "")
+	str := &stream{peer: Peer{gw, "pod-1"}, gateway: server.gateway(gw)}
 	out := make(chan cache.DeltaResponse, 10)
 	for _, url := range Types() {
 		sub := streamv3.NewDeltaSubscription([]string{"*"}, nil, nil, true)
@@ -329,7 +370,8 @@ func TestRealEnvoy(t *testing.T) {
 
 	p := &place{}
 	m := p.start(t)
-	r := NewRelay(RelayOptions{Node: &corev3.Node{Id: "pod-1"}, Dial: p.dial, Store: filepath.Join(dir, "store"), Log: testr.New(t)})
+	var r *Relay
+	r = NewRelay(RelayOptions{Node: &corev3.Node{Id: "pod-1"}, Dial: p.dial, OnProgress: p.report(t, &r), Store: filepath.Join(dir, "store"), Log: testr.New(t)})
 	socket, err := net.Listen("unix", filepath.Join(dir, "xds.sock"))
 	if err != nil {
 		t.Fatal(err)

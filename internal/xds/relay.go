@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/util/wait"
+
+	"meshroute.io/meshroute/internal/report/reportv1"
 )
 
 // storeInterval is the least time between two writes of the store.
@@ -25,6 +27,11 @@ type RelayOptions struct {
 	// Dial connects to the manager; DialOptions belong in it. It is called for
 	// each attempt, so that each finds a manager that lives.
 	Dial func(context.Context) (*grpc.ClientConn, error)
+	// Beside is run beside each connection to a manager, until its context ends
+	// with the connection; nil: nothing is.
+	Beside func(context.Context, *grpc.ClientConn)
+	// OnProgress is told that Progress moved; nil: nobody is. It must not block.
+	OnProgress func()
 	// Store is the path of the file that keeps the last good configuration;
 	// empty: none is kept.
 	Store string
@@ -51,6 +58,7 @@ type Relay struct {
 	mu       sync.Mutex
 	state    *relayState
 	saved    uint64
+	told     uint64
 	envoy    *outbox[*discoveryv3.DeltaDiscoveryResponse] // nil: not connected
 	upstream *outbox[*discoveryv3.DeltaDiscoveryRequest]
 }
@@ -112,6 +120,19 @@ func (r *Relay) step(event func()) {
 		default:
 		}
 	}
+	if r.state.told != r.told {
+		r.told = r.state.told
+		if r.options.OnProgress != nil {
+			r.options.OnProgress()
+		}
+	}
+}
+
+// Progress tells how far Envoy is with each type.
+func (r *Relay) Progress() []*reportv1.TypeState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.progress()
 }
 
 // Run connects to the manager until ctx ends, for as long as that takes and as
@@ -150,6 +171,12 @@ func (r *Relay) connect(ctx context.Context) (answered bool, err error) {
 		return false, err
 	}
 	defer func() { _ = conn.Close() }()
+	if r.options.Beside != nil {
+		var beside sync.WaitGroup
+		beside.Go(func() { r.options.Beside(ctx, conn) })
+		defer beside.Wait()
+		defer cancel()
+	}
 	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 	if err != nil {
 		return false, err

@@ -2,7 +2,6 @@ package xds
 
 import (
 	"context"
-	"strconv"
 	"sync"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -16,6 +15,8 @@ import (
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"meshroute.io/meshroute/internal/report/reportv1"
 )
 
 // Gateway names a gateway.
@@ -41,8 +42,9 @@ type Change struct {
 	Changed  bool
 }
 
-// Server serves gateways their configuration and keeps count of what they
-// acknowledged.
+// Server serves gateways their configuration and keeps count of what their pods
+// report of it. The two are apart: a pod gets its configuration from any replica
+// of the manager, and reports to the one that leads.
 //
 // It never sends emptiness by accident: a gateway gets no answer before each
 // of Types was Set once, so that a restarted manager changes nothing until it
@@ -50,8 +52,8 @@ type Change struct {
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 
-	// OnAcks is told that Acks of a gateway moved; nil: nobody is. It is called
-	// from streams and must not block. Set it before Register.
+	// OnAcks is told that Acks of a gateway may have moved; nil: nobody is. It is
+	// called from streams and must not block. Set it before Register.
 	OnAcks func(Gateway)
 
 	identify func(context.Context) (Peer, error)
@@ -77,13 +79,19 @@ type gateway struct {
 	end  context.CancelFunc
 
 	// mu makes a watch and the version that it starts from one thing.
-	mu       sync.Mutex
-	content  [numKinds]map[string]proto.Message
-	set      [numKinds]bool
-	caches   [numKinds]*cache.LinearCache
-	versions [numKinds]uint64 // the caches' own versions
-	waiting  map[*waiter]struct{}
-	tracker  tracker
+	mu      sync.Mutex
+	content [numKinds]map[string]wanted
+	digests [numKinds]digest // of content
+	set     [numKinds]bool
+	caches  [numKinds]*cache.LinearCache
+	waiting map[*waiter]struct{}
+	tracker tracker
+}
+
+// wanted is one resource, and its part in the digest of its type.
+type wanted struct {
+	proto.Message
+	digest digest
 }
 
 // waiter is a watch that is to start with the first complete content.
@@ -101,7 +109,7 @@ func (s *Server) gateway(key Gateway) *gateway {
 		gw = &gateway{waiting: map[*waiter]struct{}{}}
 		gw.done, gw.end = context.WithCancel(context.Background())
 		for k := range numKinds {
-			gw.content[k] = map[string]proto.Message{}
+			gw.content[k] = map[string]wanted{}
 			gw.caches[k] = cache.NewLinearCache(kinds[k].url)
 		}
 		s.gateways[key] = gw
@@ -151,7 +159,7 @@ func (s *Server) Update(key Gateway, typeURL string, r map[string]proto.Message)
 func (gw *gateway) differing(k kind, wanted map[string]proto.Message) map[string]types.Resource {
 	differing := map[string]types.Resource{}
 	for name, to := range wanted {
-		if from, ok := gw.content[k][name]; !ok || from != to && !proto.Equal(from, to) {
+		if from, ok := gw.content[k][name]; !ok || from.Message != to && !proto.Equal(from.Message, to) {
 			differing[name] = to
 		}
 	}
@@ -163,27 +171,28 @@ func (gw *gateway) differing(k kind, wanted map[string]proto.Message) map[string
 func (s *Server) apply(key Gateway, gw *gateway, upserts [numKinds]map[string]types.Resource, removals [numKinds][]string) Change {
 	changed := false
 	for k := range numKinds {
-		if len(upserts[k])+len(removals[k]) > 0 {
-			changed = true
-			gw.versions[k]++
-		}
-	}
-	if changed {
-		gw.tracker.advance(gw.versions)
-	}
-	for k := range numKinds {
 		if len(upserts[k])+len(removals[k]) == 0 {
 			continue
 		}
-		for name, to := range upserts[k] {
-			gw.content[k][name] = to
-		}
-		for _, name := range removals[k] {
-			delete(gw.content[k], name)
-		}
+		changed = true
 		if err := gw.caches[k].UpdateResources(upserts[k], removals[k]); err != nil {
 			s.log.Error(err, "Resources cannot be sent", "gateway", key.String(), "type", kinds[k].url)
 		}
+		for name, to := range upserts[k] {
+			part, err := resourceDigest(name, to)
+			if err != nil {
+				s.log.Error(err, "Resource cannot be sent", "gateway", key.String(), "type", kinds[k].url, "name", name)
+			}
+			gw.digests[k] = gw.digests[k].minus(gw.content[k][name].digest).plus(part)
+			gw.content[k][name] = wanted{to, part}
+		}
+		for _, name := range removals[k] {
+			gw.digests[k] = gw.digests[k].minus(gw.content[k][name].digest)
+			delete(gw.content[k], name)
+		}
+	}
+	if changed {
+		gw.tracker.advance(gw.digests)
 	}
 	if gw.complete() {
 		for k := range numKinds {
@@ -200,6 +209,16 @@ func (s *Server) apply(key Gateway, gw *gateway, upserts [numKinds]map[string]ty
 		}
 	}
 	return Change{Sequence: gw.tracker.sequence, Changed: changed}
+}
+
+// resourceDigest is the digest of a resource in the version that the cache gives
+// it.
+func resourceDigest(name string, r proto.Message) (digest, error) {
+	marshalled, err := cache.MarshalResource(r)
+	if err != nil {
+		return digest{}, err
+	}
+	return digestOf(name, cache.HashResource(marshalled)), nil
 }
 
 func (gw *gateway) complete() bool {
@@ -222,7 +241,7 @@ func (s *Server) Delete(key Gateway) {
 	}
 }
 
-// Acks tells what the gateway's pods that are connected here made of it.
+// Acks tells what the gateway's pods that report here made of it.
 func (s *Server) Acks(key Gateway) Acks {
 	s.mu.Lock()
 	gw := s.gateways[key]
@@ -235,87 +254,83 @@ func (s *Server) Acks(key Gateway) Acks {
 	return gw.tracker.acks()
 }
 
+// Pod is a pod that reports how it is.
+type Pod struct {
+	server  *Server
+	peer    Peer
+	gateway *gateway
+	state   *podState // nil: closed
+}
+
+// Pod begins to take reports of a pod. Close ends that.
+func (s *Server) Pod(peer Peer) *Pod {
+	return &Pod{server: s, peer: peer, gateway: s.gateway(peer.Gateway), state: &podState{pod: peer.Pod}}
+}
+
+// Done is closed when the pod's gateway was deleted: reports lead nowhere then.
+func (p *Pod) Done() <-chan struct{} { return p.gateway.done.Done() }
+
+// Report replaces what was known of the pod.
+func (p *Pod) Report(state *reportv1.PodState) {
+	p.do(func() { p.gateway.tracker.report(p.state, state) })
+}
+
+// Close forgets the pod.
+func (p *Pod) Close() {
+	p.do(func() {
+		p.gateway.tracker.close(p.state)
+		p.state = nil
+	})
+}
+
+func (p *Pod) do(move func()) {
+	p.gateway.mu.Lock()
+	if p.state != nil {
+		move()
+	}
+	p.gateway.mu.Unlock()
+	if p.server.OnAcks != nil {
+		p.server.OnAcks(p.peer.Gateway)
+	}
+}
+
 // DeltaAggregatedResources serves one relay.
 func (s *Server) DeltaAggregatedResources(grpcStream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	peer, err := s.identify(grpcStream.Context())
 	if err != nil {
 		return grpcstatus.Errorf(codes.Unauthenticated, "the peer's certificate names no gateway: %v", err)
 	}
-	str := &stream{server: s, peer: peer, gateway: s.gateway(peer.Gateway)}
+	str := &stream{peer: peer, gateway: s.gateway(peer.Gateway)}
 	// A server of its own for each stream, so that watches and callbacks know
 	// whose they are.
 	return delta.NewServer(str.gateway.done, str, str).DeltaStreamHandler(grpcStream, resource.AnyType)
 }
 
 // stream is one relay's: where go-control-plane's server finds content
-// (cache.ConfigWatcher) and what it tells about the course of things
-// (delta.Callbacks).
+// (cache.ConfigWatcher), and who may ask for it (delta.Callbacks).
 type stream struct {
-	server  *Server
 	peer    Peer
 	gateway *gateway
-	acks    *ackStream
 }
 
-func (s *stream) moved() {
-	if s.server.OnAcks != nil {
-		s.server.OnAcks(s.peer.Gateway)
-	}
-}
-
-// OnDeltaStreamOpen begins to count what the relay acknowledges.
-func (s *stream) OnDeltaStreamOpen(context.Context, int64, string) error {
-	s.gateway.mu.Lock()
-	s.acks = s.gateway.tracker.open(s.peer.Pod)
-	s.gateway.mu.Unlock()
-	s.moved()
-	return nil
-}
-
-// OnDeltaStreamClosed forgets the stream.
-func (s *stream) OnDeltaStreamClosed(int64, *corev3.Node) {
-	s.gateway.mu.Lock()
-	s.gateway.tracker.close(s.acks)
-	s.gateway.mu.Unlock()
-	s.moved()
-}
-
-// OnStreamDeltaRequest refuses who is not whom its certificate names, and takes
-// note of answers.
+// OnStreamDeltaRequest refuses who is not whom its certificate names.
 func (s *stream) OnStreamDeltaRequest(_ int64, req *discoveryv3.DeltaDiscoveryRequest) error {
 	node, gw := req.GetNode(), s.peer.Gateway.String()
 	if node.GetCluster() != "" && node.GetCluster() != gw || node.GetId() != "" && node.GetId() != s.peer.Pod {
 		return grpcstatus.Errorf(codes.PermissionDenied, "the certificate is that of pod %q of gateway %q, but the node calls itself %q of %q",
 			s.peer.Pod, gw, node.GetId(), node.GetCluster())
 	}
-	k, known := kindOf(req.GetTypeUrl())
-	detail := req.GetErrorDetail()
-	if !known || req.GetResponseNonce() == "" || detail != nil && codes.Code(detail.GetCode()) == codes.Unavailable {
-		return nil // no answer, or a deferral (see the package's documentation)
-	}
-	var refusal *string
-	if detail != nil {
-		refusal = &detail.Message
-	}
-	s.gateway.mu.Lock()
-	moved := s.gateway.tracker.answer(s.acks, k, req.GetResponseNonce(), refusal)
-	s.gateway.mu.Unlock()
-	if moved {
-		s.moved()
-	}
 	return nil
 }
 
-// OnStreamDeltaResponse remembers which version a response brings.
-func (s *stream) OnStreamDeltaResponse(_ int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
-	k, known := kindOf(resp.GetTypeUrl())
-	version, err := strconv.ParseUint(resp.GetSystemVersionInfo(), 10, 64)
-	if !known || err != nil {
-		return
-	}
-	s.gateway.mu.Lock()
-	s.acks.sent(k, resp.GetNonce(), version)
-	s.gateway.mu.Unlock()
+// OnDeltaStreamOpen has nothing to add.
+func (s *stream) OnDeltaStreamOpen(context.Context, int64, string) error { return nil }
+
+// OnDeltaStreamClosed has nothing to add.
+func (s *stream) OnDeltaStreamClosed(int64, *corev3.Node) {}
+
+// OnStreamDeltaResponse has nothing to add.
+func (s *stream) OnStreamDeltaResponse(int64, *discoveryv3.DeltaDiscoveryRequest, *discoveryv3.DeltaDiscoveryResponse) {
 }
 
 // CreateWatch refuses state-of-the-world requests.
@@ -331,18 +346,11 @@ func (s *stream) CreateDeltaWatch(req *cache.DeltaRequest, sub cache.Subscriptio
 	}
 	gw := s.gateway
 	gw.mu.Lock()
+	defer gw.mu.Unlock()
 	if !gw.complete() {
-		defer gw.mu.Unlock()
 		return gw.wait(k, func() (func(), error) { return gw.caches[k].CreateDeltaWatch(req, sub, out) }), nil
 	}
-	cancel, err := gw.caches[k].CreateDeltaWatch(req, sub, out)
-	// A watch that stays open found nothing to send.
-	moved := cancel != nil && gw.tracker.synced(s.acks, k, gw.versions[k])
-	gw.mu.Unlock()
-	if moved {
-		s.moved()
-	}
-	return cancel, err
+	return gw.caches[k].CreateDeltaWatch(req, sub, out)
 }
 
 // wait must be called under gw.mu. What it returns stops the waiter or the

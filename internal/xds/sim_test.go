@@ -19,6 +19,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"meshroute.io/meshroute/internal/report/reportv1"
 )
 
 // ---- Resources, as small as they can be.
@@ -82,7 +84,7 @@ type fakeManager struct {
 	content  content
 	versions [numKinds]uint64
 	tracker  tracker
-	stream   *ackStream
+	pod      *podState
 	known    [numKinds]map[string]string
 	armed    [numKinds]bool
 	first    [numKinds]bool
@@ -92,28 +94,36 @@ type fakeManager struct {
 	latest   [numKinds]string
 }
 
+func newFakeManager() *fakeManager { return &fakeManager{pod: &podState{pod: "pod"}} }
+
 func (m *fakeManager) set(to content) {
 	changed := false
+	var digests [numKinds]digest
 	for k := range numKinds {
 		if !maps.EqualFunc(m.content[k], to[k], func(a, b *discoveryv3.Resource) bool { return a.GetVersion() == b.GetVersion() }) {
 			m.versions[k]++
 			changed = true
 		}
 		m.content[k] = to[k]
+		for name, r := range to[k] {
+			digests[k] = digests[k].plus(digestOf(name, r.GetVersion()))
+		}
 	}
 	if changed {
-		m.tracker.advance(m.versions)
+		m.tracker.advance(digests)
 	}
 	for k := range numKinds {
 		m.respond(k)
 	}
 }
 
+// applied tells whether the pod has what is wanted here, as far as is known.
+func (m *fakeManager) applied() bool {
+	acks := m.tracker.acks()
+	return len(acks.Pods) == 1 && acks.Pods[0].Nack == nil && acks.Pods[0].Sequence == m.tracker.sequence
+}
+
 func (m *fakeManager) connect() {
-	if m.stream != nil {
-		m.tracker.close(m.stream)
-	}
-	m.stream = m.tracker.open("pod")
 	m.out = nil
 	m.armed, m.answers, m.latest = [numKinds]bool{}, [numKinds]*discoveryv3.DeltaDiscoveryRequest{}, [numKinds]string{}
 }
@@ -126,21 +136,11 @@ func (m *fakeManager) request(req *discoveryv3.DeltaDiscoveryRequest) {
 			m.known[k] = map[string]string{}
 		}
 		m.first[k] = true
-	} else {
-		if req.GetResponseNonce() == m.latest[k] {
-			m.answers[k] = req
-		}
-		if req.GetErrorDetail() == nil {
-			m.tracker.answer(m.stream, k, req.GetResponseNonce(), nil)
-		} else if req.GetErrorDetail().GetCode() != int32(codes.Unavailable) {
-			m.tracker.answer(m.stream, k, req.GetResponseNonce(), &req.ErrorDetail.Message)
-		}
+	} else if req.GetResponseNonce() == m.latest[k] {
+		m.answers[k] = req
 	}
 	m.armed[k] = true
 	m.respond(k)
-	if m.armed[k] {
-		m.tracker.synced(m.stream, k, m.versions[k])
-	}
 }
 
 func (m *fakeManager) respond(k kind) {
@@ -167,7 +167,6 @@ func (m *fakeManager) respond(k kind) {
 	m.nonces++
 	resp.Nonce = strconv.Itoa(m.nonces)
 	m.latest[k], m.answers[k] = resp.GetNonce(), nil
-	m.stream.sent(k, resp.GetNonce(), m.versions[k])
 	m.out = append(m.out, resp)
 }
 
@@ -319,12 +318,21 @@ func (e *fakeEnvoy) receive() error {
 
 // ---- All together.
 
+// world has one relay between its Envoy and the managers: it is connected to one
+// of them, and reports to the leader.
 type world struct {
-	manager         *fakeManager
+	manager         *fakeManager // connected
+	leader          *fakeManager
 	state           *relayState
 	envoy           *fakeEnvoy
 	up              []*discoveryv3.DeltaDiscoveryRequest // on the way to the manager
 	online, envoyUp bool
+	told            uint64
+	unreported      bool
+}
+
+func newWorld(r *rand.Rand, m *fakeManager) *world {
+	return &world{manager: m, leader: m, state: newRelayState(), envoy: newFakeEnvoy(r)}
 }
 
 func (w *world) step() {
@@ -335,10 +343,14 @@ func (w *world) step() {
 	if w.online {
 		w.up = append(w.up, out.toManager...)
 	}
+	if w.told != w.state.told {
+		w.told, w.unreported = w.state.told, true
+	}
 }
 
-func (w *world) connectManager() {
+func (w *world) connectManager(m *fakeManager) {
 	w.state.upstreamClosed()
+	w.manager = m
 	w.manager.connect()
 	w.online = true
 	w.up = w.state.upstreamOpened()
@@ -356,6 +368,17 @@ func (w *world) connectEnvoy(fresh bool) {
 	w.state.envoyOpened()
 	w.envoy.connect()
 	w.step()
+}
+
+// restartAgent begins anew with what the file has, if anything.
+func (w *world) restartAgent(restore bool) {
+	good := w.state.lastGood()
+	w.state, w.told, w.unreported = newRelayState(), 0, false
+	if restore {
+		w.state.restore(good)
+	}
+	w.leader.tracker.close(w.leader.pod)
+	w.leader.pod = &podState{pod: "pod"}
 }
 
 // deliver moves one message, chosen by chance; false: there is none.
@@ -384,6 +407,13 @@ func (w *world) deliver(r *rand.Rand) (bool, error) {
 			trace("envoy says %v", req)
 			w.state.envoyRequest(req)
 			w.step()
+			return nil
+		})
+	}
+	if w.unreported {
+		moves = append(moves, func() error {
+			w.unreported = false
+			w.leader.tracker.report(w.leader.pod, &reportv1.PodState{Types: w.state.progress()})
 			return nil
 		})
 	}
@@ -461,32 +491,52 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
+// simulate has two managers that see the same changes, each in steps of its own.
 func simulate(seed uint64) error {
 	r := rand.New(rand.NewPCG(seed, 1))
 	restarts, withBad := seed%2 == 0, seed%3 == 0
-	w := &world{manager: &fakeManager{}, state: newRelayState(), envoy: newFakeEnvoy(r)}
-	w.manager.set(randomContent(r, withBad))
-	w.connectManager()
+	// Where content returns, what was reported of it earlier may be taken for
+	// news; hence truth is checked where it does not.
+	unique := seed%5 > 0
+	generation := 0
+	fresh := func(withBad bool) content {
+		c := randomContent(r, withBad)
+		if unique {
+			generation++
+			for k := range c {
+				for _, resource := range c[k] {
+					resource.Version += fmt.Sprintf("#%d", generation)
+				}
+			}
+		}
+		return c
+	}
+	managers := []*fakeManager{newFakeManager(), newFakeManager()}
+	w := newWorld(r, managers[0])
+	newest := fresh(withBad)
+	for _, m := range managers {
+		m.set(newest)
+	}
+	w.connectManager(managers[r.IntN(2)])
 	w.connectEnvoy(true)
 	for range 400 {
-		switch n := r.IntN(40); {
+		switch n := r.IntN(50); {
 		case n == 0:
-			w.manager.set(randomContent(r, withBad))
-		case n == 1 && restarts:
-			w.connectManager()
-		case n == 2 && restarts:
+			newest = fresh(withBad)
+			fallthrough
+		case n < 4:
+			managers[r.IntN(2)].set(newest)
+		case n == 4 && restarts:
+			w.connectManager(managers[r.IntN(2)])
+		case n == 5 && restarts:
 			w.envoyUp = false
 			w.state.envoyClosed()
 			w.step()
-		case n == 3 && restarts && !w.envoyUp:
+		case n == 6 && restarts && !w.envoyUp:
 			w.connectEnvoy(r.IntN(2) == 0)
-		case n == 4 && restarts: // the agent restarts: a new state from the store
-			good := w.state.lastGood()
-			w.state = newRelayState()
-			if r.IntN(4) > 0 {
-				w.state.restore(good)
-			}
-			w.connectManager()
+		case n == 7 && restarts:
+			w.restartAgent(r.IntN(4) > 0)
+			w.connectManager(managers[r.IntN(2)])
 			w.connectEnvoy(r.IntN(2) == 0)
 		default:
 			if _, err := w.deliver(r); err != nil {
@@ -496,7 +546,8 @@ func simulate(seed uint64) error {
 		if why := lacking(w.state.lastGood()); why != "" {
 			return fmt.Errorf("last good is not closed: %s", why)
 		}
-		if acks := w.manager.tracker.acks(); !restarts && len(acks.Pods) == 1 && acks.Pods[0].Nack == nil && acks.Pods[0].Sequence == w.manager.tracker.sequence {
+		// (The pod may have gone on since, to what only the other manager knows.)
+		if !restarts && unique && w.leader.applied() && sameContent(w.manager.content, w.leader.content) {
 			if err := holdsAll(w); err != nil {
 				return fmt.Errorf("reported as applied: %w", err)
 			}
@@ -504,6 +555,9 @@ func simulate(seed uint64) error {
 	}
 
 	// In the end everything settles, with an answer to every response.
+	for _, m := range managers {
+		m.set(newest)
+	}
 	if !w.envoyUp {
 		w.connectEnvoy(true)
 	}
@@ -516,7 +570,10 @@ func simulate(seed uint64) error {
 		}
 	}
 	// And whatever was refused on the way, good content gets through.
-	w.manager.set(randomContent(r, false))
+	newest = fresh(false)
+	for _, m := range managers {
+		m.set(newest)
+	}
 	if err := drain(w, r); err != nil {
 		return err
 	}
@@ -535,11 +592,20 @@ func simulate(seed uint64) error {
 	if len(w.envoy.rewarm) > 0 {
 		return fmt.Errorf("in the end these clusters are still warming: %v", w.envoy.rewarm)
 	}
-	acks := w.manager.tracker.acks()
-	if len(acks.Pods) != 1 || acks.Pods[0].Nack != nil || acks.Pods[0].Sequence != w.manager.tracker.sequence {
-		return fmt.Errorf("in the end sequence %d is not applied: %+v %v", w.manager.tracker.sequence, acks, w.manager.answers)
+	if !w.leader.applied() {
+		return fmt.Errorf("in the end sequence %d is not applied: %+v %v", w.leader.tracker.sequence, w.leader.tracker.acks(), w.manager.answers)
 	}
 	return nil
+}
+
+func sameContent(a, b content) bool {
+	va, vb := versionsOf(a), versionsOf(b)
+	for k := range va {
+		if !maps.Equal(va[k], vb[k]) {
+			return false
+		}
+	}
+	return true
 }
 
 func drain(w *world, r *rand.Rand) error {

@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -10,6 +9,8 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
+
+	"meshroute.io/meshroute/internal/report/reportv1"
 )
 
 // relayState decides what Envoy is sent and what the manager is answered. It is
@@ -49,9 +50,9 @@ type relayState struct {
 	// says may be older than those: until the manager has been heard, what Envoy
 	// has is neither changed nor removed.
 	carried bool
-	// saved counts changes of what lastGood returns.
-	saved    uint64
-	lastNack string
+	// saved counts changes of what lastGood returns, told those of progress.
+	saved, told uint64
+	lastNack    string
 }
 
 // kindState is the state of one resource type.
@@ -75,6 +76,12 @@ type kindState struct {
 	nonce, version string
 	answer         *answer
 	stale          bool // the answer may be another one by now
+
+	// Towards the manager that leads: the content that is wanted, and what was
+	// answered about it last, to whichever manager that was.
+	wanted  digest
+	acked   *digest
+	refusal *reportv1.Refusal
 }
 
 // item is all about one resource. Its name may be known before itself: others
@@ -194,6 +201,19 @@ func (s *relayState) lastGood() []*discoveryv3.Resource {
 	return good
 }
 
+// progress is how far Envoy is. It says what the answers to the manager say, and
+// holds when that manager is gone.
+func (s *relayState) progress() []*reportv1.TypeState {
+	types := make([]*reportv1.TypeState, numKinds)
+	for k := range s.kinds {
+		types[k] = &reportv1.TypeState{TypeUrl: kinds[k].url, Refusal: s.kinds[k].refusal}
+		if acked := s.kinds[k].acked; acked != nil {
+			types[k].Acknowledged = acked.bytes()
+		}
+	}
+	return types
+}
+
 // serving tells whether Envoy has, on its present stream, a listener and that
 // listener's routes.
 func (s *relayState) serving() bool {
@@ -263,6 +283,13 @@ func (s *relayState) upstreamResponse(resp *discoveryv3.DeltaDiscoveryResponse) 
 }
 
 func (s *relayState) want(k kind, it *item, r *discoveryv3.Resource) {
+	ts := &s.kinds[k]
+	if it.desired != nil {
+		ts.wanted = ts.wanted.minus(digestOf(it.name, it.desired.Version))
+	}
+	if r != nil {
+		ts.wanted = ts.wanted.plus(digestOf(it.name, r.GetVersion()))
+	}
 	if r == nil {
 		it.desired = nil
 	} else if v := it.find(r.GetVersion()); v != nil {
@@ -813,11 +840,6 @@ func (s *relayState) next() output {
 			out.toManager = append(out.toManager, req)
 		}
 	}
-	// Refusals first: a refusal may take back an earlier acknowledgement, and an
-	// acknowledgement ahead of it would make everything look applied.
-	slices.SortStableFunc(out.toManager, func(a, b *discoveryv3.DeltaDiscoveryRequest) int {
-		return -cmp.Compare(a.GetErrorDetail().GetCode(), b.GetErrorDetail().GetCode())
-	})
 	return out
 }
 
@@ -905,6 +927,14 @@ func (s *relayState) reply(k kind) *discoveryv3.DeltaDiscoveryRequest {
 		return nil
 	}
 	ts.answer = &a
+	switch a.code {
+	case codes.OK:
+		ts.acked, ts.refusal = new(ts.wanted), nil
+		s.told++
+	case codes.InvalidArgument:
+		ts.refusal = &reportv1.Refusal{Content: ts.wanted.bytes(), Message: a.message}
+		s.told++
+	}
 	req := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: kinds[k].url, ResponseNonce: ts.nonce}
 	if a.code != codes.OK {
 		req.ErrorDetail = &rpcstatus.Status{Code: int32(a.code), Message: a.message}

@@ -89,9 +89,9 @@ func TestScenarios(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(7, 7))
-			w := &world{manager: &fakeManager{}, state: newRelayState(), envoy: newFakeEnvoy(r)}
+			w := newWorld(r, newFakeManager())
 			w.connectEnvoy(true)
-			w.connectManager()
+			w.connectManager(w.manager)
 			// The first content comes by set, as a Server's first answers do.
 			for i := range w.manager.first {
 				w.manager.first[i] = true
@@ -155,10 +155,10 @@ func TestScenarios(t *testing.T) {
 
 func TestReconnectingEnvoyGetsOnlyDifferences(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
-	w := &world{manager: &fakeManager{}, state: newRelayState(), envoy: newFakeEnvoy(r)}
+	w := newWorld(r, newFakeManager())
 	w.manager.set(set("c a 1", "e a 1", "c b 1", "e b 1", "r web 1 a b", "l http 1 web"))
 	w.connectEnvoy(true)
-	w.connectManager()
+	w.connectManager(w.manager)
 	if err := drain(w, r); err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestEnvoyKeepsWhatIsNewerThanTheFile(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(8, 8))
 	older, newer := set("c a 1", "e a 1", "r web 1 a", "l http 1 web"), set("c b 1", "e b 1", "r web 2 b", "l http 2 web")
-	w := &world{manager: &fakeManager{}, state: newRelayState(), envoy: newFakeEnvoy(r)}
+	w := newWorld(r, newFakeManager())
 	settle := func() {
 		t.Helper()
 		if err := drain(w, r); err != nil {
@@ -194,13 +194,13 @@ func TestEnvoyKeepsWhatIsNewerThanTheFile(t *testing.T) {
 	}
 	w.manager.set(older)
 	w.connectEnvoy(true)
-	w.connectManager()
+	w.connectManager(w.manager)
 	settle()
 	file := w.state.lastGood()
 	w.manager.set(newer)
 	settle()
 
-	w.manager, w.state = &fakeManager{}, newRelayState()
+	w.manager, w.state = newFakeManager(), newRelayState()
 	w.state.restore(file)
 	w.connectEnvoy(false)
 	settle()
@@ -211,7 +211,7 @@ func TestEnvoyKeepsWhatIsNewerThanTheFile(t *testing.T) {
 		}
 	}
 	w.manager.set(newer)
-	w.connectManager()
+	w.connectManager(w.manager)
 	settle()
 	if err := holdsAll(w); err != nil {
 		t.Error(err)

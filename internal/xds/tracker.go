@@ -1,31 +1,40 @@
 package xds
 
 import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
 	"slices"
 	"strings"
+
+	"meshroute.io/meshroute/internal/report/reportv1"
 )
 
-// maxVectors bounds what is remembered for streams that lag behind. One that
-// lags further is reported at an older sequence than it has, never a newer one.
-const maxVectors = 1024
+// maxVectors bounds what is remembered for pods that lag behind. One that lags
+// further counts as having what it was last known to have.
+const maxVectors = 512
 
 // Acks is what a gateway's pods made of its configuration.
 type Acks struct {
-	// Pods that have answered every type at least once, or refused something,
-	// sorted by name.
+	// Pods that have content which is known here, or refused something, sorted
+	// by name.
 	Pods []PodAck
-	// Starting counts the other connected pods.
+	// Starting counts the other pods that report.
 	Starting int
 }
 
 // PodAck is what one gateway pod has.
 type PodAck struct {
 	Pod string
-	// Sequence is the newest one that the pod has applied; 0: none of this
-	// manager's yet.
+	// Sequence is the newest one whose content the pod has; 0: none that is
+	// known here.
 	Sequence uint64
 	// Nack is set while the pod refuses something.
 	Nack *Nack
+	// NetworkPolicy is what the pod found out about its network.
+	NetworkPolicy reportv1.NetworkPolicy
+	// Draining: the pod is about to end and takes no new clients.
+	Draining bool
 }
 
 // Nack is a refusal. What is refused came with one of the sequences above
@@ -36,173 +45,156 @@ type Nack struct {
 	LastGood, Refused uint64
 }
 
-// tracker turns nonces, versions and answers into Acks of one gateway. Content
-// has a version for each type, which only grows; a sequence is one vector of
-// them, and a stream has applied it when it has acknowledged at least these
-// versions. Plain data: no locks, no clock.
+// digest stands for the content of one type, in any order: see TypeState in
+// report.proto. That of no content is zero.
+type digest [2]uint64
+
+func digestOf(name, version string) digest {
+	sum := sha256.Sum256([]byte(name + "\x00" + version))
+	return digest{binary.BigEndian.Uint64(sum[:]), binary.BigEndian.Uint64(sum[8:])}
+}
+
+func (d digest) plus(other digest) digest  { return digest{d[0] + other[0], d[1] + other[1]} }
+func (d digest) minus(other digest) digest { return digest{d[0] - other[0], d[1] - other[1]} }
+
+func (d digest) bytes() []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, d[0]), d[1])
+}
+
+func parseDigest(b []byte) (digest, bool) {
+	if len(b) != 16 {
+		return digest{}, false
+	}
+	return digest{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])}, true
+}
+
+// tracker turns what pods report into Acks of one gateway. A pod may have its
+// configuration from another replica of the manager, which counts changes for
+// itself and may have taken two of them for one. So pods name content, and the
+// tracker knows with which of its own sequences that content was the wanted one.
+//
+// Content that is not known here is passed over: the other replica is ahead, or
+// has seen a state that was none here. The pod then counts as having what it was
+// last known to have, until it reports something known. Plain data: no locks, no
+// clock.
 type tracker struct {
 	sequence uint64
-	vectors  []vector // ascending, without those that all streams passed
-	streams  []*ackStream
+	vectors  []vector // ascending
+	pods     []*podState
 }
 
+// vector is the content of a sequence.
 type vector struct {
 	sequence uint64
-	versions [numKinds]uint64
+	digests  [numKinds]digest
 }
 
-type ackStream struct {
-	pod      string
-	applied  uint64
-	complete bool
-	kinds    [numKinds]struct {
-		sent     []sentVersion // the last one answered, then those not answered yet
-		acked    uint64        // newest version acknowledged
-		good     bool          // acknowledged at least once: version 0 is no content at all
-		answered bool
-		nack     *Nack
-		refused  uint64 // version
+// podState is the newest report of a pod.
+type podState struct {
+	pod   string
+	kinds [numKinds]struct {
+		acknowledged bool
+		content      digest // if acknowledged
+		// at is the newest sequence that had what the pod has; 0: none did.
+		at      uint64
+		refusal *reportv1.Refusal
 	}
-}
-
-type sentVersion struct {
-	nonce   string
-	version uint64
+	networkPolicy reportv1.NetworkPolicy
+	draining      bool
 }
 
 // advance records new content.
-func (t *tracker) advance(versions [numKinds]uint64) {
+func (t *tracker) advance(digests [numKinds]digest) {
 	t.sequence++
-	t.vectors = append(t.vectors, vector{t.sequence, versions})
-	t.prune()
-}
-
-func (t *tracker) open(pod string) *ackStream {
-	s := &ackStream{pod: pod}
-	t.streams = append(t.streams, s)
-	return s
-}
-
-func (t *tracker) close(s *ackStream) {
-	t.streams = slices.DeleteFunc(t.streams, func(other *ackStream) bool { return other == s })
-	t.prune()
-}
-
-func (s *ackStream) sent(k kind, nonce string, version uint64) {
-	s.kinds[k].sent = append(s.kinds[k].sent, sentVersion{nonce, version})
-}
-
-// answer takes an answer to a nonce; a nil refusal is an acknowledgement. It
-// tells whether anything moved.
-func (t *tracker) answer(s *ackStream, k kind, nonce string, refusal *string) bool {
-	of := &s.kinds[k]
-	at := slices.IndexFunc(of.sent, func(sent sentVersion) bool { return sent.nonce == nonce })
-	if at < 0 {
-		return false
-	}
-	of.sent = slices.Delete(of.sent, 0, at)
-	of.answered = true
-	if refusal != nil {
-		of.nack = &Nack{Type: kinds[k].url, Message: clip(*refusal)}
-		of.refused = of.sent[0].version
-	} else {
-		of.nack, of.good = nil, true
-		of.acked = max(of.acked, of.sent[0].version)
-	}
-	t.update(s)
-	return true
-}
-
-// synced tells that a stream was found to have all content of a type, at this
-// version, without a response being needed: content may have changed and
-// changed back while the stream was busy. It counts only where the stream has
-// acknowledged everything that it was sent.
-func (t *tracker) synced(s *ackStream, k kind, version uint64) bool {
-	of := &s.kinds[k]
-	if !of.good || of.nack != nil || len(of.sent) != 1 || of.acked >= version {
-		return false
-	}
-	of.acked = version
-	t.update(s)
-	return true
-}
-
-func (t *tracker) update(s *ackStream) {
-	refuses, answered := false, true
-	for k := range s.kinds {
-		refuses = refuses || s.kinds[k].nack != nil
-		answered = answered && s.kinds[k].answered
-	}
-	s.complete = s.complete || answered || refuses
-	for _, v := range slices.Backward(t.vectors) {
-		if v.sequence <= s.applied {
-			break
-		}
-		if s.has(v) {
-			s.applied = v.sequence
-			break
+	t.vectors = append(t.vectors, vector{t.sequence, digests})
+	t.vectors = slices.Delete(t.vectors, 0, max(0, len(t.vectors)-maxVectors))
+	for _, pod := range t.pods {
+		for k := range pod.kinds {
+			if of := &pod.kinds[k]; of.acknowledged && of.content == digests[k] {
+				of.at = t.sequence
+			}
 		}
 	}
-	t.prune()
 }
 
-func (s *ackStream) has(v vector) bool {
-	for k := range s.kinds {
-		if !s.kinds[k].good || s.kinds[k].acked < v.versions[k] {
-			return false
+// report takes the newest report of a stream. A pod that reconnects may have
+// two: the one that reported first lately is the newer.
+func (t *tracker) report(pod *podState, state *reportv1.PodState) {
+	if !slices.Contains(t.pods, pod) {
+		t.pods = append(t.pods, pod)
+	}
+	pod.networkPolicy, pod.draining = state.GetNetworkPolicy(), state.GetDraining()
+	for k := range pod.kinds {
+		of := &pod.kinds[k]
+		of.refusal = nil
+		at := slices.IndexFunc(state.GetTypes(), func(s *reportv1.TypeState) bool { return s.GetTypeUrl() == kinds[k].url })
+		if at < 0 {
+			continue
+		}
+		of.refusal = state.GetTypes()[at].GetRefusal()
+		of.content, of.acknowledged = parseDigest(state.GetTypes()[at].GetAcknowledged())
+		for _, v := range slices.Backward(t.vectors) {
+			if of.acknowledged && v.digests[k] == of.content {
+				of.at = v.sequence
+				break
+			}
 		}
 	}
-	return true
 }
 
-// prune drops the vectors that no stream needs any more. The newest stays: a
-// new stream is measured by it.
-func (t *tracker) prune() {
-	passed := t.sequence
-	for _, s := range t.streams {
-		passed = min(passed, s.applied)
-	}
-	drop := max(0, len(t.vectors)-maxVectors)
-	for drop < len(t.vectors)-1 && t.vectors[drop].sequence <= passed {
-		drop++
-	}
-	t.vectors = slices.Delete(t.vectors, 0, drop)
+func (t *tracker) close(pod *podState) {
+	t.pods = slices.DeleteFunc(t.pods, func(other *podState) bool { return other == pod })
 }
 
 func (t *tracker) acks() Acks {
-	newest := map[string]*ackStream{} // a pod that reconnects may have two
-	for _, s := range t.streams {
-		newest[s.pod] = s
+	newest := map[string]*podState{}
+	for _, pod := range t.pods {
+		newest[pod.pod] = pod
 	}
 	var acks Acks
-	for pod, s := range newest {
-		if !s.complete {
+	for name, pod := range newest {
+		ack := PodAck{Pod: name, Sequence: pod.sequence(), NetworkPolicy: pod.networkPolicy, Draining: pod.draining}
+		ack.Nack = t.nack(pod, ack.Sequence)
+		if ack.Sequence == 0 && ack.Nack == nil {
 			acks.Starting++
 			continue
 		}
-		acks.Pods = append(acks.Pods, PodAck{Pod: pod, Sequence: s.applied, Nack: t.nack(s)})
+		acks.Pods = append(acks.Pods, ack)
 	}
 	slices.SortFunc(acks.Pods, func(a, b PodAck) int { return strings.Compare(a.Pod, b.Pod) })
 	return acks
 }
 
+// sequence is the newest one of which the pod has every type: a type that did
+// not change since is at the newest sequence with the others.
+func (p *podState) sequence() uint64 {
+	lowest := p.kinds[0].at
+	for k := range p.kinds {
+		lowest = min(lowest, p.kinds[k].at)
+	}
+	return lowest
+}
+
 // nack is the first refusal in the order of application: what is refused later
 // may be its consequence.
-func (t *tracker) nack(s *ackStream) *Nack {
-	for k := range s.kinds {
-		of := &s.kinds[k]
-		if of.nack == nil {
+func (t *tracker) nack(pod *podState, good uint64) *Nack {
+	for k := range pod.kinds {
+		refusal := pod.kinds[k].refusal
+		if refusal == nil {
 			continue
 		}
-		nack := *of.nack
-		nack.LastGood, nack.Refused = s.applied, t.sequence
+		nack := &Nack{
+			Type: kinds[k].url, Message: clip(cmp.Or(refusal.GetMessage(), "no reason given")),
+			LastGood: good, Refused: t.sequence,
+		}
+		content, _ := parseDigest(refusal.GetContent())
 		for _, v := range t.vectors {
-			if v.sequence > s.applied && v.versions[k] >= of.refused {
+			if v.sequence > good && v.digests[k] == content {
 				nack.Refused = v.sequence
 				break
 			}
 		}
-		return &nack
+		return nack
 	}
 	return nil
 }

@@ -5,102 +5,126 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"meshroute.io/meshroute/internal/report/reportv1"
 )
 
-func TestTracker(t *testing.T) {
-	no := "no good"
-	all := func(tr *tracker, s *ackStream, nonce string, version uint64) {
-		for k := range numKinds {
-			s.sent(k, nonce, version)
-			tr.answer(s, k, nonce, nil)
+// contents are digests of the four types: the same letter, the same content.
+func contents(letters string) (d [numKinds]digest) {
+	for k := range d {
+		d[k] = digestOf(kinds[k].url, letters[k:k+1])
+	}
+	return d
+}
+
+// having is the report of a pod that has these contents; a dot: none yet.
+func having(letters string) *reportv1.PodState {
+	state := &reportv1.PodState{}
+	for k, d := range contents(letters) {
+		of := &reportv1.TypeState{TypeUrl: kinds[k].url}
+		if letters[k] != '.' {
+			of.Acknowledged = d.bytes()
 		}
+		state.Types = append(state.Types, of)
+	}
+	return state
+}
+
+// refusing is the report of a pod that has the first contents, and refuses route
+// configurations.
+func refusing(has, refused string) *reportv1.PodState {
+	state, content := having(has), contents(refused)
+	state.Types[routes].Refusal = &reportv1.Refusal{Content: content[routes].bytes(), Message: "no good"}
+	return state
+}
+
+func TestTracker(t *testing.T) {
+	a, b := &podState{pod: "a"}, &podState{pod: "b"}
+	type step = func(*tracker)
+	wants := func(letters string) step { return func(tr *tracker) { tr.advance(contents(letters)) } }
+	report := func(pod *podState, state *reportv1.PodState) step {
+		return func(tr *tracker) { tr.report(pod, state) }
 	}
 	for name, tt := range map[string]struct {
-		do   func(*tracker)
-		want Acks
+		steps []step
+		want  Acks
 	}{
-		"a pod counts from its first complete acknowledgement on": {
-			do: func(tr *tracker) {
-				tr.advance([numKinds]uint64{1, 1, 1, 1})
-				all(tr, tr.open("b"), "1", 1)
-				s := tr.open("a")
-				s.sent(clusters, "1", 1)
-				tr.answer(s, clusters, "1", nil)
-			},
-			want: Acks{Pods: []PodAck{{Pod: "b", Sequence: 1}}, Starting: 1},
+		"a pod counts once it has every type": {
+			steps: []step{wants("aaaa"), report(b, having("aaaa")), report(a, having("a..."))},
+			want:  Acks{Pods: []PodAck{{Pod: "b", Sequence: 1}}, Starting: 1},
 		},
 		"applied when every type is": {
-			do: func(tr *tracker) {
-				tr.advance([numKinds]uint64{1, 1, 1, 1})
-				s := tr.open("a")
-				all(tr, s, "1", 1)
-				tr.advance([numKinds]uint64{2, 2, 1, 1})
-				s.sent(clusters, "2", 2)
-				tr.answer(s, clusters, "2", nil)
-			},
-			want: Acks{Pods: []PodAck{{Pod: "a", Sequence: 1}}},
+			steps: []step{wants("aaaa"), wants("bbaa"), report(a, having("baaa"))},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Sequence: 1}}},
+		},
+		"a type that did not change holds up nothing": {
+			steps: []step{wants("aaaa"), report(a, having("aaba")), wants("aaba"), wants("aaca"), report(a, having("aaca"))},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Sequence: 3}}},
+		},
+		"what another replica was told earlier counts when it is told here": {
+			steps: []step{wants("aaaa"), report(a, having("aaaa")), report(a, having("aaba")), wants("aaba")},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Sequence: 2}}},
+		},
+		"content that was never wanted here leaves a pod where it was": {
+			steps: []step{wants("aaaa"), wants("aaba"), report(a, having("aaba")), report(a, having("aaxa")), wants("aaca")},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Sequence: 2}}},
+		},
+		"a pod of which nothing is known here is starting": {
+			steps: []step{wants("aaaa"), report(a, having("aaxa"))},
+			want:  Acks{Starting: 1},
+		},
+		"a replica that is behind takes a pod back": {
+			steps: []step{wants("aaaa"), wants("aaba"), report(a, having("aaba")), report(a, having("aaaa"))},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Sequence: 1}}},
+		},
+		"content that comes back is applied where it was kept": {
+			steps: []step{wants("aaaa"), report(a, having("aaaa")), wants("aaba"), wants("aaaa")},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Sequence: 3}}},
 		},
 		"a refusal names the range in which its cause lies": {
-			do: func(tr *tracker) {
-				tr.advance([numKinds]uint64{1, 1, 1, 1})
-				s := tr.open("a")
-				all(tr, s, "1", 1)
-				for v := uint64(2); v < 6; v++ {
-					tr.advance([numKinds]uint64{1, 1, v, 1})
-				}
-				s.sent(routes, "2", 4)
-				tr.answer(s, routes, "2", &no)
+			steps: []step{
+				wants("aaaa"), report(a, having("aaaa")), wants("aaba"), wants("aaca"), wants("aada"), wants("aaea"),
+				report(a, refusing("aaaa", "aada")),
 			},
-			want: Acks{Pods: []PodAck{{Pod: "a", Sequence: 1, Nack: &Nack{Type: kinds[routes].url, Message: no, LastGood: 1, Refused: 4}}}},
+			want: Acks{Pods: []PodAck{{Pod: "a", Sequence: 1, Nack: &Nack{Type: kinds[routes].url, Message: "no good", LastGood: 1, Refused: 4}}}},
+		},
+		"a refusal of content that is not known here may be of the newest": {
+			steps: []step{wants("aaaa"), report(a, having("aaaa")), wants("aaba"), report(a, refusing("aaaa", "aaxa"))},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Sequence: 1, Nack: &Nack{Type: kinds[routes].url, Message: "no good", LastGood: 1, Refused: 2}}}},
+		},
+		"a pod that refuses from the start is seen": {
+			steps: []step{wants("aaaa"), report(a, refusing("a...", "aaaa"))},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Nack: &Nack{Type: kinds[routes].url, Message: "no good", Refused: 1}}}},
 		},
 		"a later acknowledgement clears a refusal": {
-			do: func(tr *tracker) {
-				tr.advance([numKinds]uint64{1, 1, 1, 1})
-				s := tr.open("a")
-				for k := range numKinds {
-					s.sent(k, "1", 1)
-					tr.answer(s, k, "1", &no)
-				}
-				for k := range numKinds {
-					tr.answer(s, k, "1", nil)
-				}
-			},
-			want: Acks{Pods: []PodAck{{Pod: "a", Sequence: 1}}},
+			steps: []step{wants("aaaa"), report(a, refusing("aa.a", "aaaa")), wants("aaba"), report(a, having("aaba"))},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Sequence: 2}}},
 		},
-		"of two streams of a pod the newest counts": {
-			do: func(tr *tracker) {
-				tr.advance([numKinds]uint64{1, 1, 1, 1})
-				all(tr, tr.open("a"), "1", 1)
-				tr.open("a")
-			},
+		"of two streams of a pod the newest counts, once it has said something": {
+			steps: []step{wants("aaaa"), report(&podState{pod: "a"}, having("a...")), report(a, having("aaaa"))},
+			want:  Acks{Pods: []PodAck{{Pod: "a", Sequence: 1}}},
+		},
+		"what is no digest is none": {
+			steps: []step{wants("aaaa"), report(a, &reportv1.PodState{Types: []*reportv1.TypeState{
+				{TypeUrl: kinds[clusters].url, Acknowledged: []byte("short")}, {TypeUrl: "unheard of"}, {},
+			}})},
 			want: Acks{Starting: 1},
 		},
-		"content that changed back while a stream was busy is applied": {
-			do: func(tr *tracker) {
-				tr.advance([numKinds]uint64{1, 1, 1, 1})
-				s := tr.open("a")
-				all(tr, s, "1", 1)
-				tr.advance([numKinds]uint64{1, 1, 2, 1})
-				tr.advance([numKinds]uint64{1, 1, 3, 1})
-				tr.synced(s, routes, 3)
-			},
-			want: Acks{Pods: []PodAck{{Pod: "a", Sequence: 3}}},
-		},
-		"a stream with an unanswered response is not in step": {
-			do: func(tr *tracker) {
-				tr.advance([numKinds]uint64{1, 1, 1, 1})
-				s := tr.open("a")
-				all(tr, s, "1", 1)
-				tr.advance([numKinds]uint64{1, 1, 2, 1})
-				s.sent(routes, "2", 2)
-				tr.synced(s, routes, 2)
-			},
-			want: Acks{Pods: []PodAck{{Pod: "a", Sequence: 1}}},
+		"what else a pod says is passed on": {
+			steps: []step{wants("aaaa"), func(tr *tracker) {
+				state := having("aaaa")
+				state.NetworkPolicy, state.Draining = reportv1.NetworkPolicy_NETWORK_POLICY_NOT_ENFORCED, true
+				tr.report(a, state)
+			}},
+			want: Acks{Pods: []PodAck{{Pod: "a", Sequence: 1, Draining: true, NetworkPolicy: reportv1.NetworkPolicy_NETWORK_POLICY_NOT_ENFORCED}}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			*a, *b = podState{pod: "a"}, podState{pod: "b"}
 			tr := &tracker{}
-			tt.do(tr)
+			for _, step := range tt.steps {
+				step(tr)
+			}
 			if diff := cmp.Diff(tt.want, tr.acks()); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -108,11 +132,27 @@ func TestTracker(t *testing.T) {
 	}
 }
 
+func TestDigestsAreAlikeInAnyOrder(t *testing.T) {
+	one, two := digestOf("a", "1"), digestOf("b", "1")
+	if one.plus(two) != two.plus(one) || one.plus(two).minus(one) != two {
+		t.Error("the order counts")
+	}
+	for what, other := range map[string]digest{
+		"another version": digestOf("a", "2"), "another name": digestOf("c", "1"), "the same letters": digestOf("a\x001", ""), "nothing": {},
+	} {
+		if other == one {
+			t.Errorf("%s: the same digest", what)
+		}
+	}
+	if got, ok := parseDigest(one.bytes()); !ok || got != one {
+		t.Errorf("%v came as %v", one, got)
+	}
+}
+
 func TestTrackerStaysSmall(t *testing.T) {
 	tr := &tracker{}
-	tr.open("stuck")
 	for v := range uint64(5000) {
-		tr.advance([numKinds]uint64{v, v, v, v})
+		tr.advance([numKinds]digest{{v}})
 	}
 	if len(tr.vectors) > maxVectors {
 		t.Errorf("%d vectors", len(tr.vectors))

@@ -149,7 +149,6 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 			"everywhere: services: create get list patch watch",
 			"everywhere: subjectaccessreviews.authorization.k8s.io: create",
 			"everywhere: tokenreviews.authentication.k8s.io: create",
-			"meshroute-system: events: create patch",
 			"meshroute-system: leases.coordination.k8s.io named meshroute-manager: get update",
 			"meshroute-system: leases.coordination.k8s.io: create",
 			"meshroute-system: secrets named meshroute-ca: get update",
