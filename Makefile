@@ -135,6 +135,10 @@ docker-build: ## Build the image IMG with manager and gateway-agent.
 kind-up: ## Make a cluster of two nodes with kind; what is missing is installed or built on the way.
 	@hack/kind.sh up
 
+.PHONY: kind-demo
+kind-demo: ## The monitoring sample in it, on 127.0.0.1:8888, with all that this needs.
+	@MAKE=$(MAKE) IMG=$(IMG) VERSION=$(VERSION) hack/kind/demo.sh
+
 .PHONY: kind-down
 kind-down: ## Remove it, and nothing else.
 	@hack/kind.sh down

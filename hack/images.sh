@@ -70,7 +70,7 @@ prometheus() { sample prometheus prometheus; }
 influxdb() { sample influxdb influxd; }
 
 sample() { # sample PACKAGE PROGRAM
-  ! published "$(sed -n "s/.*image: \(.*$1:.*\)/\1/p" "$ROOT"/config/samples/monitoring/cluster/*.yaml)" || return 0
+  ! published "$(sed -n "s/.*image: \(.*$1:.*\)/\1/p" "$ROOT"/config/samples/monitoring-in-cluster/*.yaml)" || return 0
   local debian
   debian=$("$ROOT/hack/kind/debian.sh")
   cached "$1" make_sample "$1" "$2" "$debian"

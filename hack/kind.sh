@@ -6,6 +6,7 @@
 #   hack/kind.sh down         removes it, and nothing else
 #   hack/kind.sh load FILE…   loads image archives into its nodes
 #   hack/kind.sh kubeconfig   prints the path of its kubeconfig
+#   hack/kind.sh kubectl      prints the path of a kubectl for it
 # KIND_NAME names it. For `up`, KIND_PORT is the port of this machine that leads to
 # node port 30888, KIND_TEST_PORTS a range of node ports which this machine has by
 # the same numbers (all on 127.0.0.1), KIND_KUBERNETES the version of Kubernetes.
@@ -32,8 +33,8 @@ export KIND_EXPERIMENTAL_DOCKER_NETWORK=kind-$NAME
 BEGUN=$SECONDS
 step() { say "  $((SECONDS - BEGUN)) s: $*"; }
 
-# kubectl in the node, which is as old as the cluster.
-kubectl() { docker exec -i "$NAME-control-plane" kubectl --kubeconfig=/etc/kubernetes/admin.conf "$@"; }
+# admin is kubectl in the node, which is as old as the cluster.
+admin() { docker exec -i "$NAME-control-plane" kubectl --kubeconfig=/etc/kubernetes/admin.conf "$@"; }
 
 nodes() { docker ps --all --filter "label=io.x-k8s.kind.cluster=$NAME" --format '{{.Names}}' | sort; }
 
@@ -128,7 +129,7 @@ create() {
     docker network create --label "meshroute.io/kind=$NAME" --opt com.docker.network.driver.mtu=9000 "$KIND_EXPERIMENTAL_DOCKER_NETWORK" >/dev/null
   "$kind" create cluster --quiet --name "$NAME" --image "$IMAGE" --kubeconfig "$KUBECONFIG_FILE" --config <(configuration) >&2 ||
     fail "kind could not make the cluster: its reason is above"
-  step "two nodes of Kubernetes $(kubectl version --output=json | jq -r .serverVersion.gitVersion) run"
+  step "two nodes of Kubernetes $(admin version --output=json | jq -r .serverVersion.gitVersion) run"
 }
 
 # built tells whether the nodes are made by hack/kind/node.sh.
@@ -144,21 +145,21 @@ network() {
     for file in "$calico"/libcalico-go/config/crd/*.yaml; do
       echo ---
       cat "$file"
-    done | kubectl apply --server-side --filename - >/dev/null
-    kubectl wait --for=condition=Established --timeout=30s customresourcedefinition/clusterinformations.crd.projectcalico.org >/dev/null
-    kubectl apply --server-side --filename - <"$ROOT/hack/kind/calico.yaml" >/dev/null
+    done | admin apply --server-side --filename - >/dev/null
+    admin wait --for=condition=Established --timeout=30s customresourcedefinition/clusterinformations.crd.projectcalico.org >/dev/null
+    admin apply --server-side --filename - <"$ROOT/hack/kind/calico.yaml" >/dev/null
   else
     # Pods keep the usual MTU, whatever the nodes' network has.
-    sed 's/veth_mtu: "0"/veth_mtu: "1480"/' "$calico/manifests/calico.yaml" | kubectl apply --server-side --filename - >/dev/null
+    sed 's/veth_mtu: "0"/veth_mtu: "1480"/' "$calico/manifests/calico.yaml" | admin apply --server-side --filename - >/dev/null
     # kind's own nodes have only the plug-ins of its own network.
     for programs in "$("$ROOT/hack/programs.sh" kind/cni)" "$("$ROOT/hack/programs.sh" kind/multus)"; do
       for node in $(nodes); do docker cp --quiet "$programs/." "$node:/opt/cni/bin/"; done
     done
   fi
   awk '/^---/ { if (crd) exit; next } { print } /^kind: CustomResourceDefinition/ { crd = 1 }' "$multus/deployments/multus-daemonset.yml" |
-    kubectl apply --server-side --filename - >/dev/null
-  kubectl apply --server-side --filename - <"$ROOT/hack/kind/multus.yaml" >/dev/null
-  kubectl rollout status --namespace kube-system --timeout=180s daemonset/calico-node >/dev/null ||
+    admin apply --server-side --filename - >/dev/null
+  admin apply --server-side --filename - <"$ROOT/hack/kind/multus.yaml" >/dev/null
+  admin rollout status --namespace kube-system --timeout=180s daemonset/calico-node >/dev/null ||
     fail "Calico is not ready: \`kubectl -n kube-system describe pods -l k8s-app=calico-node\` says why"
   # Last, because nodes count as ready with the first configuration they have.
   for node in $(nodes); do
@@ -172,9 +173,9 @@ JSON
 }
 
 ready() {
-  kubectl wait --for=condition=Ready --timeout=180s nodes --all >/dev/null ||
+  admin wait --for=condition=Ready --timeout=180s nodes --all >/dev/null ||
     fail "a node is not ready: \`kubectl describe nodes\` says why"
-  kubectl rollout status --namespace kube-system --timeout=180s deployment/coredns >/dev/null ||
+  admin rollout status --namespace kube-system --timeout=180s deployment/coredns >/dev/null ||
     fail "CoreDNS is not ready: \`kubectl -n kube-system describe pods -l k8s-app=kube-dns\` says why"
   step "both nodes and the cluster's DNS are ready"
 }
@@ -256,7 +257,22 @@ kubeconfig() {
   echo "$KUBECONFIG_FILE"
 }
 
+# kubectl_path is the one that was built along with the nodes, which is as old as
+# they are, or else the one of this machine.
+kubectl_path() {
+  local folder
+  if built; then
+    folder=$("$ROOT/hack/programs.sh" kube)
+  elif command -v kubectl; then
+    return
+  else
+    folder=$("$ROOT/hack/envtest.sh")
+  fi
+  echo "$folder/kubectl"
+}
+
 case ${1:-} in
+kubectl) kubectl_path ;;
 up | down | load | kubeconfig) "$@" ;;
-*) fail "usage: hack/kind.sh up|down|load FILE…|kubeconfig" ;;
+*) fail "usage: hack/kind.sh up|down|load FILE…|kubeconfig|kubectl" ;;
 esac
