@@ -13,8 +13,10 @@ package controllers
 // What the operator may do: nothing but what the code calls; docs/install.md
 // tells what each is for. It reads by list and watch (the cache answers every
 // Get), and asks the API server itself for a Service where the cache may be
-// behind. Server-side apply needs create and patch; a status needs patch on its
-// subresource.
+// behind, and for what it would make where the cache, which holds only what this
+// operator made, knows of none. Server-side apply needs create and patch; a
+// status needs patch on its subresource. It deletes what a Gateway leaves behind
+// that changes its class.
 //
 // In every namespace, or in those that it is restricted to (config/namespaced):
 //
@@ -24,12 +26,12 @@ package controllers
 // +kubebuilder:rbac:groups=meshroute.io,resources=meshroutes/status,verbs=patch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gateways;referencegrants,verbs=list;watch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gateways/status,verbs=patch
-// +kubebuilder:rbac:groups="",resources=services,verbs=get;list;watch;create;patch
-// +kubebuilder:rbac:groups="",resources=configmaps;serviceaccounts,verbs=list;watch;create;patch
+// +kubebuilder:rbac:groups="",resources=services;configmaps;serviceaccounts,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups="",resources=pods,verbs=list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
-// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=list;watch;create;patch
-// +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=list;watch;create;patch;delete
-// +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=list;watch;create;patch
+// +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch;delete
 
 // What belongs to no namespace: classes, the labels of namespaces, who an agent
 // is, and who may read metrics.

@@ -1,14 +1,20 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -36,9 +42,12 @@ const (
 )
 
 // GatewayReconciler keeps the objects that run each gateway as they should be.
-// What is made for a Gateway is owned by it, and goes with it.
+// What is made for a Gateway is owned by it, and goes with it; what is owned by
+// it and no longer wanted, because its class is another, goes at once.
 type GatewayReconciler struct {
-	Client    client.Client
+	Client client.Client
+	// Direct reads from the API server rather than from the cache.
+	Direct    client.Reader
 	Dataplane *dataplane.Dataplane
 	// Options returns what all gateways have in common; the roots among it
 	// change with the authority.
@@ -46,22 +55,104 @@ type GatewayReconciler struct {
 	// Changed is told whenever the objects of gateways may have to be different.
 	Changed <-chan event.GenericEvent
 
-	applier *applier
+	// RefusalChanged is told when what Refusal returns has changed. It must not block.
+	RefusalChanged func()
+
+	applier  *applier
+	mu       sync.Mutex
+	refusals map[model.Key]*model.Trouble
 }
 
-// Reconcile applies the objects of one Gateway.
+// refusedAgain is when an object that was refused is tried again: what was in
+// the way may have gone without any event.
+const refusedAgain = 15 * time.Second
+
+// Reconcile applies the objects of one Gateway, and deletes those that are owned
+// by it under another name.
 func (r *GatewayReconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
-	for _, gw := range r.Dataplane.Result().Gateways {
-		if gw.Namespace == request.Namespace && gw.Name == request.Name {
-			return ctrl.Result{}, r.applyObjects(ctx, gw)
-		}
+	key := model.Key{Namespace: request.Namespace, Name: request.Name}
+	result := r.Dataplane.Result()
+	var refused *model.Trouble
+	var failed error
+	if i := slices.IndexFunc(result.Gateways, func(gw model.Gateway) bool { return gw.Key == key }); i >= 0 {
+		gw := result.Gateways[i]
+		refused, failed = r.applyObjects(ctx, gw)
+		failed = errors.Join(failed, r.sweep(ctx, key, workload.Name(gw.Name, gw.Class)))
+	} else if slices.Contains(result.Foreign, key) {
+		failed = r.sweep(ctx, key, "")
 	}
-	return ctrl.Result{}, nil
+	r.note(key, refused)
+	if refused != nil && failed == nil {
+		return ctrl.Result{RequeueAfter: refusedAgain}, nil
+	}
+	return ctrl.Result{}, failed
 }
 
-func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) error {
+// Refusal tells why an object of a Gateway was refused; nil where none was.
+func (r *GatewayReconciler) Refusal(gateway model.Key) *model.Trouble {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refusals[gateway]
+}
+
+// note keeps a refusal for the Gateway's status.
+func (r *GatewayReconciler) note(gateway model.Key, refused *model.Trouble) {
+	r.mu.Lock()
+	before := r.refusals[gateway]
+	if refused != nil {
+		r.refusals[gateway] = refused
+	} else {
+		delete(r.refusals, gateway)
+	}
+	r.mu.Unlock()
+	if (before == nil) != (refused == nil) || before != nil && *before != *refused {
+		r.RefusalChanged()
+	}
+}
+
+// made are the kinds of objects that are made for a gateway in its namespace.
+func made() []client.ObjectList {
+	return []client.ObjectList{
+		&autoscalingv2.HorizontalPodAutoscalerList{}, &appsv1.DeploymentList{}, &policyv1.PodDisruptionBudgetList{}, &corev1.ServiceList{},
+		&corev1.ConfigMapList{}, &corev1.ServiceAccountList{},
+	}
+}
+
+// sweep deletes what is owned by a Gateway and has another name than what is
+// wanted; all of it where name is empty.
+func (r *GatewayReconciler) sweep(ctx context.Context, gateway model.Key, name string) error {
+	var failed []error
+	for _, list := range made() {
+		if err := r.Client.List(ctx, list, client.UnsafeDisableDeepCopy, client.InNamespace(gateway.Namespace),
+			client.MatchingLabels{workload.LabelManagedBy: workload.ManagedBy}); err != nil {
+			failed = append(failed, fmt.Errorf("read %T: %w", list, err))
+			continue
+		}
+		failed = append(failed, meta.EachListItem(list, func(item runtime.Object) error {
+			object, ok := item.(client.Object)
+			if !ok || object.GetName() == name {
+				return nil
+			}
+			owner := metav1.GetControllerOf(object)
+			if owner == nil || owner.Kind != "Gateway" || owner.Name != gateway.Name {
+				return nil
+			}
+			err := r.Client.Delete(ctx, object, client.Preconditions{UID: new(object.GetUID())},
+				client.PropagationPolicy(metav1.DeletePropagationBackground))
+			if client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("delete %s: %w", describe(object), err)
+			}
+			return nil
+		}))
+	}
+	return errors.Join(failed...)
+}
+
+// applyObjects returns the first object that was refused, and what failed
+// otherwise.
+func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) (*model.Trouble, error) {
 	if gw.Infrastructure == nil {
-		return nil // how is not known at the moment, which its status says
+		return nil, nil // how is not known at the moment, which its status says
 	}
 	options := r.Options()
 	encoded, err := envoy.Bootstrap(envoy.BootstrapOptions{
@@ -71,30 +162,38 @@ func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) 
 		AdminSocket: workload.AdminSocket,
 	})
 	if err != nil {
-		return fmt.Errorf("bootstrap of Gateway %s: %w", gw.Key, err)
+		return nil, fmt.Errorf("bootstrap of Gateway %s: %w", gw.Key, err)
 	}
 	bootstrap := string(encoded)
 	if err := r.autoscale(ctx, gw); err != nil {
-		return err
+		return nil, err
 	}
+	var refused *refusal
 	var failed []error
-	for _, object := range []struct {
+	type applied struct {
 		desired runtime.ApplyConfiguration
 		live    client.Object
-	}{
+	}
+	objects := []applied{
 		{workload.ServiceAccount(gw), &corev1.ServiceAccount{}},
 		{workload.ConfigMap(gw, options, bootstrap), &corev1.ConfigMap{}},
 		{workload.Service(gw), &corev1.Service{}},
 		{workload.PodDisruptionBudget(gw), &policyv1.PodDisruptionBudget{}},
 		{workload.Deployment(gw, options, bootstrap), &appsv1.Deployment{}},
-	} {
-		// One object that cannot be applied is no reason to leave out another.
-		failed = append(failed, r.applier.apply(ctx, object.desired, object.live))
 	}
 	if gw.Infrastructure.Autoscaling != nil {
-		failed = append(failed, r.applier.apply(ctx, workload.HorizontalPodAutoscaler(gw), &autoscalingv2.HorizontalPodAutoscaler{}))
+		objects = append(objects, applied{workload.HorizontalPodAutoscaler(gw), &autoscalingv2.HorizontalPodAutoscaler{}})
 	}
-	return errors.Join(failed...)
+	for _, object := range objects {
+		// One object that cannot be applied is no reason to leave out another.
+		err := r.applier.apply(ctx, object.desired, object.live)
+		if found, is := errors.AsType[*refusal](err); is {
+			refused = cmp.Or(refused, found)
+		} else {
+			failed = append(failed, err)
+		}
+	}
+	return (*model.Trouble)(refused), errors.Join(failed...)
 }
 
 // autoscale prepares a Deployment for who chooses its number of pods. A field
@@ -110,6 +209,9 @@ func (r *GatewayReconciler) autoscale(ctx context.Context, gw model.Gateway) err
 		return fmt.Errorf("read HorizontalPodAutoscaler %s: %w", key, err)
 	}
 	exists := err == nil
+	if exists && !controlledBy(&autoscaler, gw) {
+		return nil // its name is taken, which is told when it is applied
+	}
 	if gw.Infrastructure.Autoscaling == nil {
 		if !exists {
 			return nil
@@ -121,7 +223,7 @@ func (r *GatewayReconciler) autoscale(ctx context.Context, gw model.Gateway) err
 		return nil
 	}
 	var deployment appsv1.Deployment
-	if err := r.Client.Get(ctx, key, &deployment); err != nil || exists {
+	if err := r.Client.Get(ctx, key, &deployment); err != nil || exists || !controlledBy(&deployment, gw) {
 		return client.IgnoreNotFound(err)
 	}
 	// An autoscaler leaves a Deployment without pods alone.
@@ -133,9 +235,14 @@ func (r *GatewayReconciler) autoscale(ctx context.Context, gw model.Gateway) err
 	return nil
 }
 
+func controlledBy(object metav1.Object, gw model.Gateway) bool {
+	owner := metav1.GetControllerOf(object)
+	return owner != nil && string(owner.UID) == gw.UID
+}
+
 // SetupWithManager registers the controller.
 func (r *GatewayReconciler) SetupWithManager(mgr manager.Manager) error {
-	r.applier = newApplier(r.Client, workloadOwner)
+	r.applier, r.refusals = newApplier(r.Client, r.Direct), map[model.Key]*model.Trouble{}
 	owned := builder.WithPredicates(predicate.Funcs{
 		// What this operator has just made is no news to it.
 		CreateFunc: func(event.CreateEvent) bool { return false },
@@ -146,8 +253,12 @@ func (r *GatewayReconciler) SetupWithManager(mgr manager.Manager) error {
 	// What was built may concern any of them; most have nothing to apply then.
 	all := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		var requests []reconcile.Request
-		for _, gw := range r.Dataplane.Result().Gateways {
+		result := r.Dataplane.Result()
+		for _, gw := range result.Gateways {
 			requests = append(requests, reconcile.Request{Namespace: gw.Namespace, Name: gw.Name})
+		}
+		for _, key := range result.Foreign {
+			requests = append(requests, reconcile.Request{Namespace: key.Namespace, Name: key.Name})
 		}
 		return requests
 	})

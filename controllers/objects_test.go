@@ -3,15 +3,21 @@ package controllers
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
+	metav1ac "k8s.io/client-go/applyconfigurations/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+	"meshroute.io/meshroute/internal/workload"
 )
 
 // cluster is an API server that counts applies, and refuses them when told to.
@@ -38,7 +44,7 @@ func newCluster() *cluster {
 func TestApplierAppliesWhatNeedsIt(t *testing.T) {
 	ctx := t.Context()
 	c := newCluster()
-	a := newApplier(c, workloadOwner)
+	a := newApplier(c, c)
 	value, key := "1", client.ObjectKey{Namespace: "shop", Name: "edge"}
 	live := func() *corev1.ConfigMap {
 		t.Helper()
@@ -73,7 +79,8 @@ func TestApplierAppliesWhatNeedsIt(t *testing.T) {
 			}
 		}
 		before := c.applied
-		desired := corev1ac.ConfigMap(key.Name, key.Namespace).WithData(map[string]string{"key": value})
+		desired := corev1ac.ConfigMap(key.Name, key.Namespace).
+			WithLabels(map[string]string{workload.LabelManagedBy: workload.ManagedBy}).WithData(map[string]string{"key": value})
 		if err := a.apply(ctx, desired, &corev1.ConfigMap{}); err != nil {
 			t.Fatalf("%s: %v", step.name, err)
 		}
@@ -89,7 +96,7 @@ func TestApplierAppliesWhatNeedsIt(t *testing.T) {
 // What could not be applied is not taken for applied.
 func TestApplierTriesAgainAfterAnError(t *testing.T) {
 	c := newCluster()
-	a := newApplier(c, workloadOwner)
+	a := newApplier(c, c)
 	desired := func() *corev1ac.ConfigMapApplyConfiguration {
 		return corev1ac.ConfigMap("edge", "shop").WithData(map[string]string{"key": "1"})
 	}
@@ -101,6 +108,56 @@ func TestApplierTriesAgainAfterAnError(t *testing.T) {
 	c.refuse = nil
 	if err := a.apply(t.Context(), desired(), &corev1.ConfigMap{}); err != nil || c.applied != 1 {
 		t.Errorf("applied %d times, %v", c.applied, err)
+	}
+}
+
+// What is another's is left alone: the API server would let it be taken over.
+func TestApplierTakesNothingOver(t *testing.T) {
+	const key, uid = "shop/edge", types.UID("this")
+	owned := func(by types.UID) []metav1.OwnerReference {
+		return []metav1.OwnerReference{{APIVersion: "gateway.networking.k8s.io/v1", Kind: "Gateway", Name: "edge", UID: by, Controller: new(true)}}
+	}
+	ours := map[string]string{workload.LabelManagedBy: workload.ManagedBy}
+	for name, test := range map[string]struct {
+		present *corev1.ConfigMap
+		cached  bool
+		taken   bool
+	}{
+		"nothing is there":                        {},
+		"this Gateway's":                          {present: &corev1.ConfigMap{Labels: ours, OwnerReferences: owned(uid)}, cached: true},
+		"this Gateway's, without its label":       {present: &corev1.ConfigMap{OwnerReferences: owned(uid)}},
+		"this Gateway's, deleted without cascade": {present: &corev1.ConfigMap{Labels: ours}, cached: true},
+		"a user's": {present: &corev1.ConfigMap{}, taken: true},
+		"a user's, of a kind that is cached as a whole":   {present: &corev1.ConfigMap{}, cached: true, taken: true},
+		"another Gateway's that comes to the same name":   {present: &corev1.ConfigMap{Labels: ours, OwnerReferences: owned("other")}, cached: true, taken: true},
+		"that of a Gateway which had this one's own name": {present: &corev1.ConfigMap{Labels: ours, OwnerReferences: owned("before")}, cached: true, taken: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			direct, cached := newCluster(), newCluster()
+			if test.present != nil {
+				test.present.Namespace, test.present.Name = "shop", "edge"
+				for _, c := range []*cluster{direct, cached} {
+					if c == cached && !test.cached {
+						continue
+					}
+					if err := c.Create(t.Context(), test.present.DeepCopy()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			err := newApplier(cached, direct).apply(t.Context(), corev1ac.ConfigMap("edge", "shop").
+				WithOwnerReferences(metav1ac.OwnerReference().WithAPIVersion("gateway.networking.k8s.io/v1").WithKind("Gateway").
+					WithName("edge").WithUID(uid).WithController(true)), &corev1.ConfigMap{})
+			var refused *refusal
+			switch {
+			case !test.taken && (err != nil || cached.applied != 1):
+				t.Errorf("applied %d times, %v", cached.applied, err)
+			case test.taken && (!errors.As(err, &refused) || refused.Reason != v1alpha1.ReasonNameTaken || !strings.Contains(refused.Message, key)):
+				t.Errorf("error %v", err)
+			case test.taken && cached.applied != 0:
+				t.Error("it was taken over")
+			}
+		})
 	}
 }
 

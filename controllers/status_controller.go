@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +50,9 @@ type StatusReconciler struct {
 	Client    client.Client
 	Dataplane *dataplane.Dataplane
 	Clock     clock.PassiveClock
+	// Refusal tells why an object that runs a gateway was refused; nil where none
+	// was.
+	Refusal func(gateway model.Key) *model.Trouble
 	// Changed is told whenever a status may have to be different.
 	Changed <-chan event.GenericEvent
 
@@ -59,11 +64,11 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl
 	if r.started.IsZero() {
 		r.started = r.Clock.Now()
 	}
-	addresses, err := r.addresses(ctx)
+	workloads, err := r.workloads(ctx)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	observed, recheck := r.Dataplane.Observe(r.Clock.Now(), addresses)
+	observed, recheck := r.Dataplane.Observe(r.Clock.Now(), workloads)
 	waiting, err := r.unsettled(ctx, observed)
 	if err != nil || waiting {
 		return ctrl.Result{RequeueAfter: time.Second}, err
@@ -78,6 +83,12 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl
 }
 
 type statusRequest struct{}
+
+// withoutPods are the reasons for which a gateway has no pods that are connected.
+var withoutPods = []string{
+	v1alpha1.ReasonNoGatewayPods, v1alpha1.ReasonPodsForbidden, v1alpha1.ReasonPodsUnschedulable,
+	v1alpha1.ReasonImageUnavailable, v1alpha1.ReasonPodsCrashing, v1alpha1.ReasonPodsNotRunning,
+}
 
 // unsettled tells whether pods of a gateway that was programmed before this
 // replica became the leader are still to connect.
@@ -97,7 +108,7 @@ func (r *StatusReconciler) unsettled(ctx context.Context, observed model.Observe
 		}
 		now := findCondition(status.Conditions, v1alpha1.ConditionProgrammed)
 		before := findCondition(gw.Status.Conditions, v1alpha1.ConditionProgrammed)
-		if now != nil && now.Reason == v1alpha1.ReasonNoGatewayPods && before != nil && before.Status == metav1.ConditionTrue {
+		if now != nil && slices.Contains(withoutPods, now.Reason) && before != nil && before.Status == metav1.ConditionTrue {
 			return true, nil
 		}
 	}
@@ -117,19 +128,33 @@ func keyOf(object metav1.Object) model.Key {
 	return model.Key{Namespace: object.GetNamespace(), Name: object.GetName()}
 }
 
-// addresses are those of the gateways' Services.
-func (r *StatusReconciler) addresses(ctx context.Context) (map[model.Key][]gatewayv1.GatewayStatusAddress, error) {
-	found := map[model.Key][]gatewayv1.GatewayStatusAddress{}
+// workloads is what is known of the objects that run the gateways.
+func (r *StatusReconciler) workloads(ctx context.Context) (map[model.Key]model.Workload, error) {
+	found := map[model.Key]model.Workload{}
 	for _, gw := range r.Dataplane.Result().Gateways {
-		var service corev1.Service
 		key := types.NamespacedName{Namespace: gw.Namespace, Name: workload.Name(gw.Name, gw.Class)}
-		if err := r.Client.Get(ctx, key, &service); err != nil {
-			if client.IgnoreNotFound(err) != nil {
-				return nil, fmt.Errorf("read Service %s: %w", key, err)
-			}
-			continue
+		known := model.Workload{Refused: r.Refusal(gw.Key)}
+		var service corev1.Service
+		switch err := r.Client.Get(ctx, key, &service); {
+		case err == nil:
+			known.Addresses = serviceAddresses(&service)
+			known.AwaitsAddress = service.Spec.Type == corev1.ServiceTypeLoadBalancer && len(service.Status.LoadBalancer.Ingress) == 0
+		case client.IgnoreNotFound(err) != nil:
+			return nil, fmt.Errorf("read Service %s: %w", key, err)
 		}
-		found[gw.Key] = serviceAddresses(&service)
+		var deployment appsv1.Deployment
+		switch err := r.Client.Get(ctx, key, &deployment); {
+		case err == nil:
+			var pods corev1.PodList
+			if err := r.Client.List(ctx, &pods, client.UnsafeDisableDeepCopy, client.InNamespace(gw.Namespace),
+				client.MatchingLabels(deployment.Spec.Selector.MatchLabels)); err != nil {
+				return nil, fmt.Errorf("read the pods of Deployment %s: %w", key, err)
+			}
+			known.Pods = model.PodTrouble(gw.Key, &deployment, pointers(pods.Items))
+		case client.IgnoreNotFound(err) != nil:
+			return nil, fmt.Errorf("read Deployment %s: %w", key, err)
+		}
+		found[gw.Key] = known
 	}
 	return found, nil
 }
@@ -348,6 +373,8 @@ func (r *StatusReconciler) SetupWithManager(mgr manager.Manager) error {
 		Watches(&gatewayv1.Gateway{}, all, spec).
 		Watches(&gatewayv1.GatewayClass{}, all, spec).
 		Watches(&corev1.Service{}, all, builder.WithPredicates(gateways)).
+		Watches(&appsv1.Deployment{}, all).
+		Watches(&corev1.Pod{}, all).
 		WatchesRawSource(source.TypedChannel(r.Changed, all)).
 		WithOptions(controller.TypedOptions[statusRequest]{MaxConcurrentReconciles: 1}).
 		Complete(r)

@@ -58,6 +58,24 @@ const (
 	ReasonRoutesNotReady = "RoutesNotReady"
 	// ReasonNoGatewayPods: no pod of the gateway is connected to the operator.
 	ReasonNoGatewayPods = "NoGatewayPods"
+	// ReasonPodsForbidden: the API server refuses the gateway's pods: a quota,
+	// Pod Security, a webhook.
+	ReasonPodsForbidden = "PodsForbidden"
+	// ReasonPodsUnschedulable: no node takes a pod of the gateway.
+	ReasonPodsUnschedulable = "PodsUnschedulable"
+	// ReasonImageUnavailable: an image of the gateway's pods cannot be pulled.
+	ReasonImageUnavailable = "ImageUnavailable"
+	// ReasonPodsCrashing: a container of the gateway's pods ends again and again.
+	ReasonPodsCrashing = "PodsCrashing"
+	// ReasonPodsNotRunning: the gateway's pods do not start, or were ended, for
+	// another reason.
+	ReasonPodsNotRunning = "PodsNotRunning"
+	// ReasonObjectRefused: the API server refuses an object that runs the
+	// gateway, for instance a Service whose nodePort is taken.
+	ReasonObjectRefused = "ObjectRefused"
+	// ReasonNameTaken: an object that runs the gateway would have the name of
+	// one that is not this Gateway's.
+	ReasonNameTaken = "NameTaken"
 	// ReasonWaiting: the newest configuration is on its way to gateway pods.
 	ReasonWaiting = "Waiting"
 	// ReasonRefused: Envoy refused the configuration; the previous one serves on.

@@ -145,6 +145,9 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	plane := dataplane.New(server)
 
 	built := make(chan struct{})
+	gateways := &controllers.GatewayReconciler{
+		Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Changed: toGateways, RefusalChanged: statusChanged,
+	}
 	xdsPort, certPort := portOf(options.xdsBind), portOf(options.certBind)
 	for _, setup := range []func() error{
 		func() error {
@@ -154,22 +157,20 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 			}).SetupWithManager(ctx, mgr)
 		},
 		func() error {
-			return (&controllers.GatewayReconciler{
-				Client: mgr.GetClient(), Dataplane: plane, Changed: toGateways,
-				Options: func() workload.Options {
-					return workload.Options{
-						EnvoyImage: options.envoyImage, AgentImage: options.agentImage,
-						XDSAddress:     net.JoinHostPort(options.service, xdsPort),
-						CertificateURL: "https://" + net.JoinHostPort(options.service, certPort),
-						ServerName:     options.service,
-						Roots:          string(authority.RootsPEM()),
-					}
-				},
-			}).SetupWithManager(mgr)
+			gateways.Options = func() workload.Options {
+				return workload.Options{
+					EnvoyImage: options.envoyImage, AgentImage: options.agentImage,
+					XDSAddress:     net.JoinHostPort(options.service, xdsPort),
+					CertificateURL: "https://" + net.JoinHostPort(options.service, certPort),
+					ServerName:     options.service,
+					Roots:          string(authority.RootsPEM()),
+				}
+			}
+			return gateways.SetupWithManager(mgr)
 		},
 		func() error {
 			return (&controllers.StatusReconciler{
-				Client: mgr.GetClient(), Dataplane: plane, Changed: toStatus, Clock: clock.RealClock{},
+				Client: mgr.GetClient(), Dataplane: plane, Refusal: gateways.Refusal, Changed: toStatus, Clock: clock.RealClock{},
 			}).SetupWithManager(mgr)
 		},
 		func() error { return mgr.Add(authority) },
@@ -265,6 +266,7 @@ func cacheOptions() cache.Options {
 			&corev1.ServiceAccount{}:                 made,
 			&appsv1.Deployment{}:                     made,
 			&autoscalingv2.HorizontalPodAutoscaler{}: made,
+			&corev1.Pod{}:                            made,
 			&policyv1.PodDisruptionBudget{}:          made,
 		},
 		DefaultTransform: cache.TransformStripManagedFields(),

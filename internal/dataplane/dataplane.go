@@ -19,7 +19,6 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"meshroute.io/meshroute/internal/envoy"
 	"meshroute.io/meshroute/internal/model"
@@ -119,7 +118,7 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.forget(in)
+	d.forget(in, result.Foreign)
 	for _, gw := range result.Gateways {
 		known := d.gateways[gw.Key]
 		if known == nil {
@@ -206,13 +205,16 @@ func (g *gateway) note(key model.Key, routes []model.RouteStatus, sequence uint6
 	g.routes = noted
 }
 
-// forget drops gateways whose Gateway object is gone. One that is merely
-// invalid at the moment stays, with the routes that it has, and goes on hearing
-// of endpoints.
-func (d *Dataplane) forget(in model.Inputs) {
+// forget drops gateways whose Gateway object is gone, or is another controller's
+// now. One that is merely invalid at the moment stays, with the routes that it
+// has, and goes on hearing of endpoints.
+func (d *Dataplane) forget(in model.Inputs, foreign []model.Key) {
 	wanted := make(map[model.Key]bool, len(in.Gateways))
 	for _, gw := range in.Gateways {
 		wanted[model.Key{Namespace: gw.Namespace, Name: gw.Name}] = true
+	}
+	for _, key := range foreign {
+		delete(wanted, key)
 	}
 	for key := range d.gateways {
 		if !wanted[key] {
@@ -266,10 +268,10 @@ func (d *Dataplane) Result() model.Result {
 	return d.result
 }
 
-// Observe returns the status of every object as of now. addresses are those at
-// which clients reach each gateway. Where it counts pods that have gone, recheck
+// Observe returns the status of every object as of now. workloads are the objects
+// that run each gateway. Where it counts pods that have gone, recheck
 // is when they no longer count, if they do not come back; otherwise 0.
-func (d *Dataplane) Observe(now time.Time, addresses map[model.Key][]gatewayv1.GatewayStatusAddress) (observed model.Observed, recheck time.Duration) {
+func (d *Dataplane) Observe(now time.Time, workloads map[model.Key]model.Workload) (observed model.Observed, recheck time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	acks := make(map[model.Key][]xds.PodAck, len(d.gateways))
@@ -286,7 +288,7 @@ func (d *Dataplane) Observe(now time.Time, addresses map[model.Key][]gatewayv1.G
 	}
 	observed = model.Observe(d.result, model.Observations{
 		Endpoints: endpoints,
-		Addresses: addresses,
+		Workloads: workloads,
 		GatewayProgress: func(key model.Key) model.Progress {
 			if gw := d.gateways[key]; gw != nil {
 				return progress(acks[key], gw.since)

@@ -351,6 +351,32 @@ func TestADeletedGatewayIsForgotten(t *testing.T) {
 	}
 }
 
+// One that another controller took over is as good as deleted; one whose class
+// is gone is nobody's, and goes on.
+func TestAGatewayThatIsNoLongerOursIsForgotten(t *testing.T) {
+	foreign := &gatewayv1.GatewayClass{Name: "meshroute", Spec: gatewayv1.GatewayClassSpec{ControllerName: "example.com/another"}}
+	for name, test := range map[string]struct {
+		gateways []*gatewayv1.Gateway
+		classes  []*gatewayv1.GatewayClass
+		kept     bool
+	}{
+		"deleted":              {},
+		"of another class":     {[]*gatewayv1.Gateway{newGateway(gatewayv1.HTTPProtocolType)}, []*gatewayv1.GatewayClass{foreign}, false},
+		"its class is missing": {[]*gatewayv1.Gateway{newGateway(gatewayv1.HTTPProtocolType)}, nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.configure()
+			w.in.Gateways, w.in.GatewayClasses = test.gateways, test.classes
+			w.configure()
+			kept := w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.9"))
+			if kept != test.kept {
+				t.Errorf("it is still told of endpoints: %v, wanted %v", kept, test.kept)
+			}
+		})
+	}
+}
+
 func TestProgress(t *testing.T) {
 	nack := &xds.Nack{Message: "no"}
 	for name, test := range map[string]struct {

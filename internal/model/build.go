@@ -37,6 +37,7 @@ type builder struct {
 	grants     map[string][]*gatewayv1.ReferenceGrant // by namespace of the target
 
 	classList []ClassStatus
+	foreign   []Key
 	built     map[Key]*gateway // gateways of this operator
 	routes    []RouteStatus
 }
@@ -147,10 +148,14 @@ func (b *builder) gateways() {
 	taken := map[int32]Key{} // in OneHost: who has a port
 	for _, source := range oldestFirst(b.in.Gateways) {
 		class := b.classes[string(source.Spec.GatewayClassName)]
-		if class == nil || !ours(class) {
+		key := keyOf(source)
+		switch {
+		case class == nil:
+			continue
+		case !ours(class):
+			b.foreign = append(b.foreign, key)
 			continue
 		}
-		key := keyOf(source)
 		gw := &gateway{
 			source:   source,
 			model:    Gateway{Key: key, Class: class.Name, UID: string(source.UID)},
@@ -323,7 +328,7 @@ func (b *builder) allowedNamespaces(gw *gateway, source *gatewayv1.Listener) fun
 }
 
 func (b *builder) result() Result {
-	result := Result{Classes: b.classList, Routes: b.routes}
+	result := Result{Classes: b.classList, Routes: b.routes, Foreign: b.foreign}
 	for _, gw := range b.built {
 		result.GatewayStatuses = append(result.GatewayStatuses, gw.status)
 		if len(gw.listeners) > 0 {
@@ -333,6 +338,7 @@ func (b *builder) result() Result {
 	slices.SortFunc(result.Classes, func(a, b ClassStatus) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(result.Gateways, func(a, b Gateway) int { return compareKeys(a.Key, b.Key) })
 	slices.SortFunc(result.GatewayStatuses, func(a, b GatewayStatus) int { return compareKeys(a.Key, b.Key) })
+	slices.SortFunc(result.Foreign, compareKeys)
 	slices.SortFunc(result.Routes, func(a, b RouteStatus) int { return compareKeys(a.Key, b.Key) })
 	return result
 }

@@ -72,6 +72,10 @@ type Result struct {
 	Classes         []ClassStatus
 	GatewayStatuses []GatewayStatus
 	Routes          []RouteStatus
+	// Foreign are the Gateways of other controllers: what was made for them
+	// while they were this one's is to go. A Gateway whose class does not exist
+	// is nobody's, and not among them.
+	Foreign []Key
 }
 
 // Gateway is one gateway: what its Envoys listen on, where they send requests,

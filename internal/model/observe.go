@@ -22,8 +22,8 @@ type Observations struct {
 	// route.
 	GatewayProgress func(gateway Key) Progress
 	RouteProgress   func(gateway, route Key) Progress
-	// Addresses at which clients reach each gateway.
-	Addresses map[Key][]gatewayv1.GatewayStatusAddress
+	// Workloads are the objects that run each gateway.
+	Workloads map[Key]Workload
 }
 
 // Progress tells how many pods of a gateway have acknowledged something.
@@ -88,14 +88,15 @@ func at(generation int64, conditions []metav1.Condition) []metav1.Condition {
 
 func observeGateway(gw GatewayStatus, o Observations) gatewayv1.GatewayStatus {
 	conditions := gw.Conditions
-	programmed := programmedCondition(gw.Key, o.GatewayProgress(gw.Key))
+	workload := o.Workloads[gw.Key]
+	programmed := gatewayProgrammed(gw.Key, o.GatewayProgress(gw.Key), workload)
 	if broken := firstFalse(conditions); broken != nil {
 		programmed = condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, string(gatewayv1.GatewayReasonInvalid), broken.Message)
 	}
 	conditions = append(slices.Clone(conditions), programmed)
 	conditions = append(conditions, ready(conditions))
 	status := gatewayv1.GatewayStatus{
-		Addresses:  o.Addresses[gw.Key],
+		Addresses:  workload.Addresses,
 		Conditions: at(gw.Generation, conditions),
 	}
 	for _, listener := range gw.Listeners {
@@ -113,14 +114,37 @@ func observeGateway(gw GatewayStatus, o Observations) gatewayv1.GatewayStatus {
 	return status
 }
 
-func programmedCondition(gateway Key, progress Progress) metav1.Condition {
+// gatewayProgrammed tells more of a Gateway than of its routes: also what does
+// not keep it from serving what it has.
+func gatewayProgrammed(gateway Key, progress Progress, workload Workload) metav1.Condition {
+	programmed := programmedCondition(gateway, progress, workload)
+	if programmed.Status == metav1.ConditionFalse {
+		return programmed
+	}
+	if workload.Refused != nil {
+		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, workload.Refused.Reason, workload.Refused.Message)
+	}
+	if workload.Pods != nil {
+		programmed.Message += "; others do not run: " + workload.Pods.Message
+	}
+	if workload.AwaitsAddress {
+		programmed.Message += "; its Service has no address of a load balancer yet: where the cluster gives none, set serviceType NodePort or ClusterIP in a GatewayConfig"
+	}
+	programmed.Message = bounded(programmed.Message)
+	return programmed
+}
+
+func programmedCondition(gateway Key, progress Progress, workload Workload) metav1.Condition {
+	trouble := cmp.Or(workload.Refused, workload.Pods)
 	switch {
 	case progress.Refused != "":
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonRefused, fmt.Sprintf(
 			"Envoy refused the newest configuration of Gateway %s and keeps serving the previous one: %s", gateway, strings.Join(strings.Fields(progress.Refused), " ")))
+	case progress.Pods == 0 && trouble != nil:
+		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, trouble.Reason, trouble.Message)
 	case progress.Pods == 0:
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonNoGatewayPods, fmt.Sprintf(
-			"no pod of Gateway %s is connected to the operator: see its Deployment", gateway))
+			"no pod of Gateway %s is connected to the operator: if they run, see the log of their container agent", gateway))
 	case progress.Acknowledged < progress.Pods:
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonWaiting, fmt.Sprintf(
 			"%d of %d pods of Gateway %s have acknowledged the newest configuration", progress.Acknowledged, progress.Pods, gateway))
@@ -156,7 +180,7 @@ func observeRoute(route RouteStatus, o Observations) v1alpha1.ServiceRouteStatus
 		// that one of its backends is missing.
 		slices.SortStableFunc(conditions, func(a, b metav1.Condition) int { return cmp.Compare(a.Type, b.Type) })
 		if parent.Gateway != nil {
-			conditions = append(conditions, programmedCondition(*parent.Gateway, o.RouteProgress(*parent.Gateway, route.Key)))
+			conditions = append(conditions, programmedCondition(*parent.Gateway, o.RouteProgress(*parent.Gateway, route.Key), o.Workloads[*parent.Gateway]))
 		}
 		all = append(all, conditions...)
 		status.Parents = append(status.Parents, gatewayv1.RouteParentStatus{

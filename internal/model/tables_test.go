@@ -332,10 +332,10 @@ func TestObserveRoute(t *testing.T) {
 			parents: []ParentStatus{to(edge, accepted)}, backends: one, endpoints: serving,
 			wantRoute: []string{
 				"Accepted=True Accepted: attached",
-				"Programmed=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: see its Deployment",
-				"Ready=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: see its Deployment",
+				"Programmed=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: if they run, see the log of their container agent",
+				"Ready=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: if they run, see the log of their container agent",
 			},
-			wantMesh:    []string{"Ready=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: see its Deployment"},
+			wantMesh:    []string{"Ready=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: if they run, see the log of their container agent"},
 			wantDisplay: v1alpha1.MeshRouteDisplay{Programmed: "0/0", Endpoints: "1/2"},
 			wantBackend: []int32{1, 2},
 		},
@@ -364,7 +364,7 @@ func TestObserveRoute(t *testing.T) {
 			backends: []BackendStatus{{Service: web, Port: "80"}},
 			wantRoute: []string{
 				"Accepted=True Accepted: attached", "ResolvedRefs=False BackendNotFound: no such Service",
-				"Programmed=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: see its Deployment",
+				"Programmed=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: if they run, see the log of their container agent",
 				"Ready=False BackendNotFound: no such Service",
 			},
 			wantMesh:    []string{"Ready=False BackendNotFound: no such Service"},
@@ -505,6 +505,7 @@ func TestObserveGateway(t *testing.T) {
 		conditions   []metav1.Condition
 		listener     ListenerStatus
 		progress     Progress
+		workload     Workload
 		want         []string
 		wantListener []string
 	}{
@@ -524,13 +525,46 @@ func TestObserveGateway(t *testing.T) {
 			conditions: []metav1.Condition{valid}, listener: listener(valid),
 			want: []string{
 				"Accepted=True Accepted: valid",
-				"Programmed=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: see its Deployment",
-				"Ready=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: see its Deployment",
+				"Programmed=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: if they run, see the log of their container agent",
+				"Ready=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: if they run, see the log of their container agent",
 			},
 			wantListener: []string{
 				"Accepted=True Accepted: valid",
-				"Programmed=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: see its Deployment",
+				"Programmed=False NoGatewayPods: no pod of Gateway shop/edge is connected to the operator: if they run, see the log of their container agent",
 			},
+		},
+		"no pods, and why": {
+			conditions: []metav1.Condition{valid}, listener: listener(valid),
+			workload: Workload{Pods: &Trouble{"PodsForbidden", "a quota"}},
+			want: []string{
+				"Accepted=True Accepted: valid", "Programmed=False PodsForbidden: a quota", "Ready=False PodsForbidden: a quota",
+			},
+			wantListener: []string{"Accepted=True Accepted: valid", "Programmed=False PodsForbidden: a quota"},
+		},
+		"some pods serve, others do not run": {
+			conditions: []metav1.Condition{valid}, listener: listener(valid), progress: Progress{Pods: 1, Acknowledged: 1},
+			workload: Workload{Pods: &Trouble{"ImageUnavailable", "no such image"}, AwaitsAddress: true},
+			want: []string{
+				"Accepted=True Accepted: valid",
+				"Programmed=True Programmed: every connected pod of Gateway shop/edge has acknowledged the newest configuration" +
+					"; others do not run: no such image" +
+					"; its Service has no address of a load balancer yet: where the cluster gives none, set serviceType NodePort or ClusterIP in a GatewayConfig",
+				"Ready=True Ready: accepted, resolved and programmed",
+			},
+			wantListener: []string{
+				"Accepted=True Accepted: valid",
+				"Programmed=True Programmed: every connected pod of Gateway shop/edge has acknowledged the newest configuration" +
+					"; others do not run: no such image" +
+					"; its Service has no address of a load balancer yet: where the cluster gives none, set serviceType NodePort or ClusterIP in a GatewayConfig",
+			},
+		},
+		"an object is refused, though pods serve": {
+			conditions: []metav1.Condition{valid}, listener: listener(valid), progress: Progress{Pods: 1, Acknowledged: 1},
+			workload: Workload{Refused: &Trouble{"ObjectRefused", "the nodePort is taken"}},
+			want: []string{
+				"Accepted=True Accepted: valid", "Programmed=False ObjectRefused: the nodePort is taken", "Ready=False ObjectRefused: the nodePort is taken",
+			},
+			wantListener: []string{"Accepted=True Accepted: valid", "Programmed=False ObjectRefused: the nodePort is taken"},
 		},
 		"invalid: not programmed, whatever pods say": {
 			conditions: []metav1.Condition{invalid}, listener: listener(valid), progress: Progress{Pods: 1, Acknowledged: 1},
@@ -555,11 +589,12 @@ func TestObserveGateway(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			addresses := []gatewayv1.GatewayStatusAddress{{Value: "192.0.2.1"}}
+			c.workload.Addresses = addresses
 			got := Observe(
 				Result{GatewayStatuses: []GatewayStatus{{Key: edge, Generation: 3, Conditions: c.conditions, Listeners: []ListenerStatus{c.listener}}}},
 				Observations{
 					GatewayProgress: func(Key) Progress { return c.progress },
-					Addresses:       map[Key][]gatewayv1.GatewayStatusAddress{edge: addresses},
+					Workloads:       map[Key]Workload{edge: c.workload},
 				}).Gateways[edge]
 			if diff := cmp.Diff(c.want, lines(t, 3, got.Conditions)); diff != "" {
 				t.Errorf("Gateway (-want +got):\n%s", diff)

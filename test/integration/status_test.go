@@ -3,6 +3,7 @@ package integration_test
 import (
 	"encoding/json"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,7 +15,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -224,6 +228,40 @@ var _ = Describe("The objects of a gateway", Label("workload"), func() {
 		Expect(seen).To(Equal([]int32{3, 5, 4}))
 	})
 
+	It("go when the Gateway's class becomes another, and are made anew under the new name", func(ctx SpecContext) {
+		namespace := newNamespace(ctx)
+		second, foreign := harness.GatewayClass(namespace), harness.GatewayClass(namespace+"-foreign")
+		foreign.Spec.ControllerName = "example.com/another"
+		for _, object := range []client.Object{second, foreign} {
+			create(ctx, object)
+			DeferCleanup(func(ctx SpecContext) { Expect(cluster.Client.Delete(ctx, object)).To(Succeed()) })
+		}
+		made := func() []string {
+			GinkgoHelper()
+			var names []string
+			for _, list := range []client.ObjectList{
+				&appsv1.DeploymentList{}, &corev1.ServiceList{}, &corev1.ServiceAccountList{}, &corev1.ConfigMapList{}, &policyv1.PodDisruptionBudgetList{},
+			} {
+				Expect(cluster.Client.List(ctx, list, client.InNamespace(namespace))).To(Succeed())
+				Expect(meta.EachListItem(list, func(item runtime.Object) error {
+					names = append(names, item.(client.Object).GetName())
+					return nil
+				})).To(Succeed())
+			}
+			slices.Sort(names)
+			return names
+		}
+		users := &corev1.ConfigMap{Namespace: namespace, Name: "users"}
+		gw := harness.Gateway(namespace, "edge", class, 80)
+		create(ctx, users, gw)
+		five := func(name string) []string { return append(slices.Repeat([]string{name}, 5), "users") }
+		Eventually(made).Should(Equal(five("edge-" + class)))
+		change(ctx, gw, func(gw *gatewayv1.Gateway) { gw.Spec.GatewayClassName = gatewayv1.ObjectName(second.Name) })
+		Eventually(made).Should(Equal(five("edge-" + second.Name)))
+		change(ctx, gw, func(gw *gatewayv1.Gateway) { gw.Spec.GatewayClassName = gatewayv1.ObjectName(foreign.Name) })
+		Eventually(made).Should(Equal([]string{"users"}))
+	})
+
 	It("cost nothing while nothing changes: no write to the API, no push to Envoy", func(ctx SpecContext) {
 		// Events that change nothing are asked for; the rest is silence.
 		writes := func() []string {
@@ -263,5 +301,125 @@ var _ = Describe("The objects of a gateway", Label("workload"), func() {
 		change(ctx, main, func(gw *gatewayv1.Gateway) { gw.Annotations = map[string]string{"note": time.Now().String()} })
 		Consistently(func() []string { return writes()[count:] }).WithTimeout(4 * time.Second).WithPolling(time.Second).Should(BeEmpty())
 		Expect(pod.Stat("cluster_manager.cds.update_attempt", "listener_manager.lds.update_attempt", "http.rds")).To(Equal(updates))
+	})
+})
+
+var _ = Describe("A gateway that cannot run", Label("status", "workload"), func() {
+	var namespace string
+	var gw *gatewayv1.Gateway
+	var name client.ObjectKey
+	BeforeEach(func(ctx SpecContext) {
+		namespace = newNamespace(ctx)
+		gw = harness.Gateway(namespace, "edge", class, 80)
+		name = client.ObjectKey{Namespace: namespace, Name: "edge-" + class}
+	})
+	programmed := func(ctx SpecContext, gw *gatewayv1.Gateway) func() (string, error) {
+		return func() (string, error) {
+			err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(gw), gw)
+			return condition(gw.Status.Conditions, "Programmed"), err
+		}
+	}
+	deployed := func(ctx SpecContext) *appsv1.Deployment {
+		GinkgoHelper()
+		deployment := &appsv1.Deployment{}
+		Eventually(func() error { return cluster.Client.Get(ctx, name, deployment) }).Should(Succeed())
+		return deployment
+	}
+
+	It("says that its pods are refused, and why", func(ctx SpecContext) {
+		create(ctx, gw)
+		deployment := deployed(ctx)
+		deployment.Status.Conditions = []appsv1.DeploymentCondition{{
+			Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: "FailedCreate",
+			Message: `pods "edge-meshroute-1-2" is forbidden: exceeded quota: small, requested: cpu=110m, used: cpu=0, limited: cpu=1m`,
+		}}
+		Expect(cluster.Client.Status().Update(ctx, deployment)).To(Succeed())
+		Eventually(programmed(ctx, gw)).Should(SatisfyAll(HavePrefix("False PodsForbidden:"),
+			ContainSubstring("exceeded quota: small, requested: cpu=110m"), ContainSubstring("raise the quota")))
+	})
+
+	It("says why its pods do not run, also to its routes, and is silent when they do", func(ctx SpecContext) {
+		route := harness.Route(namespace, "r", hostOf(namespace), "app", harness.Parent(namespace, "edge"))
+		create(ctx, gw, harness.Service(namespace, "app"), route)
+		template := deployed(ctx).Spec.Template
+		pod := &corev1.Pod{Namespace: namespace, Name: "edge-0", Labels: template.Labels, Spec: template.Spec}
+		create(ctx, pod)
+		pod.Status.Conditions = []corev1.PodCondition{{
+			Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: "Unschedulable", Message: "0/1 nodes are available: 1 Insufficient cpu.",
+		}}
+		Expect(cluster.Client.Status().Update(ctx, pod)).To(Succeed())
+		Eventually(programmed(ctx, gw)).Should(SatisfyAll(HavePrefix("False PodsUnschedulable:"), ContainSubstring("1 Insufficient cpu")))
+
+		pod.Status.Conditions = nil
+		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{
+			Name: "envoy", Image: "example.com/no:v1",
+			State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "not found"}},
+		}}
+		Expect(cluster.Client.Status().Update(ctx, pod)).To(Succeed())
+		Eventually(programmed(ctx, gw)).Should(SatisfyAll(HavePrefix("False ImageUnavailable:"), ContainSubstring("example.com/no:v1")))
+		Eventually(routeCondition(ctx, route, "Programmed")).Should(HavePrefix("False ImageUnavailable:"))
+		Eventually(meshRoute(ctx, route)).Should(HaveField("Conditions", ContainElement(HaveField("Message", ContainSubstring("--envoy-image")))))
+
+		pod.Status.ContainerStatuses = nil
+		Expect(cluster.Client.Status().Update(ctx, pod)).To(Succeed())
+		Eventually(programmed(ctx, gw)).Should(HavePrefix("False NoGatewayPods:"))
+	})
+
+	It("says that a quota refuses its Service, and starts when there is room", func(ctx SpecContext) {
+		quota := &corev1.ResourceQuota{Namespace: namespace, Name: "none"}
+		quota.Spec.Hard = corev1.ResourceList{"services": resource.MustParse("0")}
+		create(ctx, quota)
+		// What a controller does in a cluster.
+		quota.Status = corev1.ResourceQuotaStatus{Hard: quota.Spec.Hard, Used: quota.Spec.Hard}
+		Expect(cluster.Client.Status().Update(ctx, quota)).To(Succeed())
+		create(ctx, gw)
+		Eventually(programmed(ctx, gw)).Should(SatisfyAll(HavePrefix("False ObjectRefused:"),
+			ContainSubstring("Service "+name.String()), ContainSubstring("exceeded quota: none"), ContainSubstring("raise the quota")))
+		deployed(ctx) // what is not refused is there
+		Expect(cluster.Client.Delete(ctx, quota)).To(Succeed())
+		Eventually(programmed(ctx, gw)).WithTimeout(40 * time.Second).Should(HavePrefix("False NoGatewayPods:"))
+		Expect(cluster.Client.Get(ctx, name, &corev1.Service{})).To(Succeed())
+	})
+
+	It("says that its nodePort is taken, and follows when another is chosen", func(ctx SpecContext) {
+		config := &v1alpha1.GatewayConfig{Namespace: namespace, Name: "edge"}
+		config.Spec.ServiceType = new(corev1.ServiceTypeNodePort)
+		config.Spec.Ports = []v1alpha1.GatewayPort{{Port: 80, NodePort: new(int32(30077))}}
+		gw.Spec.Infrastructure = &gatewayv1.GatewayInfrastructure{
+			ParametersRef: &gatewayv1.LocalParametersReference{Group: "meshroute.io", Kind: "GatewayConfig", Name: "edge"},
+		}
+		taken := harness.Service(namespace, "taken")
+		taken.Spec.Type = corev1.ServiceTypeNodePort
+		taken.Spec.Ports[0].NodePort = 30077
+		create(ctx, taken, config, gw)
+		Eventually(programmed(ctx, gw)).Should(SatisfyAll(HavePrefix("False ObjectRefused:"),
+			ContainSubstring("30077"), ContainSubstring("choose another nodePort in the GatewayConfig")))
+		change(ctx, config, func(c *v1alpha1.GatewayConfig) { c.Spec.Ports[0].NodePort = new(int32(30078)) })
+		Eventually(programmed(ctx, gw)).Should(HavePrefix("False NoGatewayPods:"))
+	})
+
+	It("leaves an object alone that has the name of one of its own", func(ctx SpecContext) {
+		users := &corev1.ConfigMap{Namespace: namespace, Name: name.Name, Data: map[string]string{"envoy.json": "mine"}}
+		create(ctx, users, gw)
+		Eventually(programmed(ctx, gw)).Should(SatisfyAll(HavePrefix("False NameTaken:"),
+			ContainSubstring("ConfigMap "+name.String()+" exists and is not this Gateway's"), ContainSubstring("choose another name")))
+		Expect(cluster.Client.Get(ctx, name, users)).To(Succeed())
+		Expect(users.Data).To(Equal(map[string]string{"envoy.json": "mine"}))
+		Expect(users.Labels).To(BeEmpty())
+	})
+
+	It("leaves those of another Gateway alone that come to the same names", func(ctx SpecContext) {
+		longer := harness.GatewayClass("b-" + class)
+		create(ctx, longer, gw)
+		DeferCleanup(func(ctx SpecContext) { Expect(cluster.Client.Delete(ctx, longer)).To(Succeed()) })
+		first := harness.Gateway(namespace, "a-b", class, 80)
+		create(ctx, first)
+		name = client.ObjectKey{Namespace: namespace, Name: "a-b-" + class}
+		before := deployed(ctx)
+		second := harness.Gateway(namespace, "a", longer.Name, 81)
+		create(ctx, second)
+		Eventually(programmed(ctx, second)).Should(HavePrefix("False NameTaken:"))
+		Expect(deployed(ctx).Generation).To(Equal(before.Generation))
+		Eventually(programmed(ctx, first)).Should(HavePrefix("False NoGatewayPods:"))
 	})
 })
