@@ -27,7 +27,7 @@ const unlimited = 1 << 30
 func cluster(from model.Cluster) *clusterv3.Cluster {
 	to := &clusterv3.Cluster{
 		Name:           from.Name,
-		ConnectTimeout: durationpb.New(5 * time.Second),
+		ConnectTimeout: durationpb.New(connectTimeout),
 		LbPolicy:       clusterv3.Cluster_LEAST_REQUEST,
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{
 			// No panic mode: an endpoint known to be broken gets no requests,
@@ -43,11 +43,13 @@ func cluster(from model.Cluster) *clusterv3.Cluster {
 			MaxRetries:         wrapperspb.UInt32(unlimited),
 		}}},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpProtocolOptions: protocolOptions(from.HTTP2)},
+		OutlierDetection:              ejection(),
+		UpstreamBindConfig:            &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{userTimeout()}},
 		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{
 			TcpKeepalive: &corev3.TcpKeepalive{
-				KeepaliveTime:     wrapperspb.UInt32(60),
-				KeepaliveInterval: wrapperspb.UInt32(10),
-				KeepaliveProbes:   wrapperspb.UInt32(3),
+				KeepaliveTime:     wrapperspb.UInt32(keepaliveTime),
+				KeepaliveInterval: wrapperspb.UInt32(1),
+				KeepaliveProbes:   wrapperspb.UInt32(2),
 			},
 		},
 	}
@@ -65,6 +67,58 @@ func cluster(from model.Cluster) *clusterv3.Cluster {
 	to.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
 	to.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: adsConfigSource()}
 	return to
+}
+
+// How an endpoint is noticed that has vanished with its node: nobody closes its
+// connections, and nobody refuses new ones.
+const (
+	// connectTimeout leaves time for one lost packet: the kernel sends the
+	// first one again after a second.
+	connectTimeout = 2 * time.Second
+	// silence is how long the other end of a connection may acknowledge
+	// nothing: neither what it was sent, nor, while Envoy waits for an answer,
+	// the kernel's probes. The other end is its kernel, so how long an answer
+	// takes is not bounded by it. An upload whose reader pauses is: once the
+	// buffers are full the kernel counts that as silence, too. So it is no
+	// shorter than it has to be for a client that waits 10 s.
+	silence = 8 * time.Second
+	// keepaliveTime, in seconds, is when the kernel begins to ask, each second,
+	// whether the other end is there.
+	keepaliveTime = 3
+)
+
+// userTimeout ends a connection after silence (tcp(7), TCP_USER_TIMEOUT).
+func userTimeout() *corev3.SocketOption {
+	const ipprotoTCP, tcpUserTimeout = 6, 18 // Linux's numbers
+	return &corev3.SocketOption{
+		Description: "TCP_USER_TIMEOUT",
+		Level:       ipprotoTCP,
+		Name:        tcpUserTimeout,
+		Value:       &corev3.SocketOption_IntValue{IntValue: silence.Milliseconds()},
+		State:       corev3.SocketOption_STATE_PREBIND,
+	}
+}
+
+// ejection sets an endpoint aside that cannot be reached, so that not every
+// request has to find out. Answers, whatever they are, do not count: whether a
+// 500 is a fault is for a policy to say.
+func ejection() *clusterv3.OutlierDetection {
+	never := wrapperspb.UInt32(0)
+	return &clusterv3.OutlierDetection{
+		SplitExternalLocalOriginErrors:         true,
+		ConsecutiveLocalOriginFailure:          wrapperspb.UInt32(3),
+		EnforcingConsecutiveLocalOriginFailure: wrapperspb.UInt32(100),
+		EnforcingConsecutive_5Xx:               never,
+		EnforcingConsecutiveGatewayFailure:     never,
+		EnforcingSuccessRate:                   never,
+		EnforcingLocalOriginSuccessRate:        never,
+		// It is tried again after 5 to 10 s, then 10 to 15, and so on.
+		BaseEjectionTime: durationpb.New(5 * time.Second),
+		MaxEjectionTime:  durationpb.New(30 * time.Second),
+		Interval:         durationpb.New(5 * time.Second),
+		// Never the last one: less than all.
+		MaxEjectionPercent: wrapperspb.UInt32(99),
+	}
 }
 
 func protocolOptions(http2 bool) *anypb.Any {

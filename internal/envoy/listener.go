@@ -4,10 +4,17 @@ import (
 	"fmt"
 	"time"
 
+	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
+	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
+	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
+	actionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/matcher/action/v3"
+	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/wellknown"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -30,7 +37,7 @@ func listener(name string, port model.Port) *listenerv3.Listener {
 			RouteConfigName: name,
 			ConfigSource:    adsConfigSource(),
 		}},
-		HttpFilters: []*hcmv3.HttpFilter{{
+		HttpFilters: []*hcmv3.HttpFilter{idempotentRetries(), {
 			Name: wellknown.Router,
 			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&routerv3.Router{
 				// Clients are not told about Envoy's inner timings.
@@ -99,4 +106,62 @@ func socketAddress(address string, port int32) *corev3.Address {
 
 func pipeAddress(path string) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path}}}
+}
+
+// idempotentRetries adds to the retries of every route (untouchedRetries) those
+// of requests that may be sent twice without harm (RFC 9110, 9.2.2), when an
+// endpoint takes one and is gone before it answers. A route cannot say this:
+// its retries are the same for all methods. So the router is told by a header,
+// which it takes away before it sends the request on; a client's own is removed
+// before this filter sees it.
+func idempotentRetries() *hcmv3.HttpFilter {
+	methods := &xdsmatcherv3.Matcher_MatcherList_Predicate_PredicateList{}
+	for _, method := range []string{"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"} {
+		methods.Predicate = append(methods.Predicate, &xdsmatcherv3.Matcher_MatcherList_Predicate{
+			MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
+				SinglePredicate: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
+					Input: &xdscorev3.TypedExtensionConfig{
+						Name:        "method",
+						TypedConfig: mustAny(&typematcherv3.HttpRequestHeaderMatchInput{HeaderName: ":method"}),
+					},
+					Matcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{
+						ValueMatch: &xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_Exact{Exact: method}},
+					},
+				},
+			},
+		})
+	}
+	// Other methods skip the filter.
+	others := &xdsmatcherv3.Matcher_MatcherList_FieldMatcher{
+		Predicate: &xdsmatcherv3.Matcher_MatcherList_Predicate{
+			MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher{
+				NotMatcher: &xdsmatcherv3.Matcher_MatcherList_Predicate{
+					MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_OrMatcher{OrMatcher: methods},
+				},
+			},
+		},
+		OnMatch: &xdsmatcherv3.Matcher_OnMatch{OnMatch: &xdsmatcherv3.Matcher_OnMatch_Action{
+			Action: &xdscorev3.TypedExtensionConfig{Name: "skip", TypedConfig: mustAny(&actionv3.SkipFilter{})},
+		}},
+	}
+	mutation := &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
+		RequestMutations: []*mutationrulesv3.HeaderMutation{{
+			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+				Header:       &corev3.HeaderValue{Key: "x-envoy-retry-on", Value: "reset"},
+				AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+			}},
+		}},
+	}}
+	return &hcmv3.HttpFilter{
+		Name: "meshroute.idempotent-retries",
+		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&matchingv3.ExtensionWithMatcher{
+			XdsMatcher: &xdsmatcherv3.Matcher{MatcherType: &xdsmatcherv3.Matcher_MatcherList_{
+				MatcherList: &xdsmatcherv3.Matcher_MatcherList{Matchers: []*xdsmatcherv3.Matcher_MatcherList_FieldMatcher{others}},
+			}},
+			ExtensionConfig: &corev3.TypedExtensionConfig{
+				Name:        "envoy.filters.http.header_mutation",
+				TypedConfig: mustAny(mutation),
+			},
+		})},
+	}
 }

@@ -21,12 +21,14 @@ type Load struct {
 // Report tells what came of a Load.
 type Report struct {
 	Sent, Failed int
+	// Worst is the longest time that a request took.
+	Worst time.Duration
 	// Failures are the first few, in words.
 	Failures []string
 }
 
 func (r Report) String() string {
-	return fmt.Sprintf("%d of %d failed %v", r.Failed, r.Sent, r.Failures)
+	return fmt.Sprintf("%d of %d failed, the longest took %v %v", r.Failed, r.Sent, r.Worst.Round(time.Millisecond), r.Failures)
 }
 
 // StartLoad sends requests at a constant rate, whatever becomes of those before.
@@ -46,7 +48,11 @@ func StartLoad(perSecond int, url, host string) *Load {
 				inFlight.Wait()
 				return
 			case <-ticker.C:
-				inFlight.Go(func() { l.count(get(client, url, host)) })
+				inFlight.Go(func() {
+					began := time.Now()
+					err := get(client, url, host)
+					l.count(time.Since(began), err)
+				})
 			}
 		}
 	}()
@@ -74,10 +80,11 @@ func get(client *http.Client, url, host string) error {
 	return nil
 }
 
-func (l *Load) count(err error) {
+func (l *Load) count(took time.Duration, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.report.Sent++
+	l.report.Worst = max(l.report.Worst, took)
 	if err != nil {
 		l.report.Failed++
 		if len(l.report.Failures) < 5 {

@@ -23,16 +23,20 @@ type Net struct {
 	next  atomic.Int32
 }
 
+// nets counts those that this process has made.
+var nets atomic.Int32
+
 // NewNet makes a network namespace. It needs root.
 func NewNet() (*Net, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("network namespaces need root: run as root, or `sudo -E make integration`")
 	}
-	// Of several processes each has its own.
-	octet := 64 + os.Getpid()%128
-	n := &Net{name: fmt.Sprintf("meshroute-%d", os.Getpid()), octet: octet}
+	// Of several processes each has its own, and may have a few.
+	number := int(nets.Add(1)) - 1
+	octet := 64 + (4*os.Getpid()+number)%128
+	host := fmt.Sprintf("mr%d-%d", os.Getpid(), number)
+	n := &Net{name: fmt.Sprintf("meshroute-%d-%d", os.Getpid(), number), octet: octet}
 	n.next.Store(1)
-	host := fmt.Sprintf("mr%d", os.Getpid())
 	for _, line := range []string{
 		"ip netns add " + n.name,
 		"ip link add " + host + " type veth peer name eth0 netns " + n.name,
@@ -63,6 +67,20 @@ func command(line string) error {
 
 // Close removes the namespace, and with it the interfaces.
 func (n *Net) Close() error { return command("ip netns delete " + n.name) }
+
+// Unplug makes the namespace vanish as a node does whose cable is pulled:
+// nothing that is in it answers any more, and nothing says so.
+func (n *Net) Unplug() error {
+	return command(fmt.Sprintf("ip -n %s route add blackhole 10.%d.0.1/32", n.name, n.octet))
+}
+
+// Plug undoes Unplug.
+func (n *Net) Plug() error {
+	return command(fmt.Sprintf("ip -n %s route delete blackhole 10.%d.0.1/32", n.name, n.octet))
+}
+
+// Host is the address of the namespace itself.
+func (n *Net) Host() string { return fmt.Sprintf("10.%d.0.2", n.octet) }
 
 // Address returns an address of the namespace that was not handed out before.
 func (n *Net) Address() string {

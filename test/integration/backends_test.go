@@ -1,0 +1,69 @@
+package integration_test
+
+import (
+	"net/http"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"meshroute.io/meshroute/test/harness"
+)
+
+// slow answers after a moment, so that requests are on their way whenever
+// something happens.
+func slow(name string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(30 * time.Millisecond)
+		w.Header().Set("X-Backend", name)
+	})
+}
+
+var _ = Describe("A backend", Label("resilience", "backends"), func() {
+	// serve routes a hostname to backends, the last of which is the victim.
+	serve := func(ctx SpecContext, all ...*harness.Backend) (host string) {
+		GinkgoHelper()
+		namespace := newNamespace(ctx)
+		host = hostOf(namespace)
+		create(ctx, harness.Service(namespace, "app"), harness.Endpoints(namespace, "app", all...),
+			harness.Route(namespace, "app", host, "app", harness.Parent("default", "main")))
+		Eventually(status(host, "/")).Should(Equal(200))
+		return host
+	}
+
+	It("that dies takes no request along that may be sent twice", func(ctx SpecContext) {
+		victim := backend("victim", slow("victim"))
+		host := serve(ctx, backend("one", slow("one")), backend("two", slow("two")), victim)
+		load := harness.StartLoad(200, url(port), host)
+		Eventually(victim.Requests.Load).Should(BeNumerically(">", 50))
+		victim.Close()
+		sent := load.Sent()
+		Eventually(load.Sent).Should(BeNumerically(">", sent+600))
+		report := load.Stop()
+		AddReportEntry("killed", report.String())
+		Expect(report).To(HaveField("Failed", 0))
+		Expect(report.Worst).To(BeNumerically("<", 2*time.Second))
+	})
+
+	It("whose node vanishes takes no request along that may be sent twice", func(ctx SpecContext) {
+		node, err := harness.NewNet()
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(node.Close)
+		victim, err := node.Backend("victim", slow("victim"))
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(victim.Close)
+		host := serve(ctx, backend("one", slow("one")), backend("two", slow("two")), victim)
+		load := harness.StartLoad(200, url(port), host)
+		Eventually(victim.Requests.Load).Should(BeNumerically(">", 50))
+		Expect(node.Unplug()).To(Succeed())
+		sent := load.Sent()
+		Eventually(load.Sent).WithTimeout(time.Minute).Should(BeNumerically(">", sent+200*20))
+		Expect(node.Plug()).To(Succeed())
+		before := victim.Requests.Load()
+		Eventually(victim.Requests.Load).WithTimeout(time.Minute).Should(BeNumerically(">", before+100), "it is used again when it is back")
+		report := load.Stop()
+		AddReportEntry("unplugged", report.String())
+		Expect(report).To(HaveField("Failed", 0))
+		Expect(report.Worst).To(BeNumerically("<", 9500*time.Millisecond))
+	})
+})
