@@ -160,6 +160,7 @@ func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) 
 		XDSSocket:   workload.XDSSocket,
 		PagesSocket: workload.PagesSocket,
 		AdminSocket: workload.AdminSocket,
+		ProbePort:   model.ProbePort,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap of Gateway %s: %w", gw.Key, err)

@@ -3,6 +3,7 @@ package v1alpha1
 import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // GatewayConfig says how gateways are run. A GatewayClass or a Gateway
@@ -47,6 +48,16 @@ type GatewayConfigSpec struct {
 	//
 	// +optional
 	Resources *Resources `json:"resources,omitempty"`
+
+	// DrainTimeout is how long the clients of a gateway pod that ends have to
+	// finish what they do and to go to other pods, 60s when left out, in the
+	// format of GEP-2257. A pod whose clients are gone or idle ends earlier, but
+	// not before 5s. Who is still connected when it is over is cut off: long
+	// requests and WebSockets. 0s cuts everybody off at once.
+	//
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) <= duration('1h')",message="drainTimeout must not be above 1h"
+	DrainTimeout *gatewayv1.Duration `json:"drainTimeout,omitempty"`
 
 	// NodeSelector holds labels that a node must have to run gateway pods. Left
 	// out, every node may.

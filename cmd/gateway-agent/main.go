@@ -62,7 +62,8 @@ func command() *cobra.Command {
 	flags.StringVar(&options.XDSSocket, "xds-socket", "", "Unix socket on which Envoy gets its configuration")
 	flags.StringVar(&options.PagesSocket, "pages-socket", "", "Unix socket on which Envoy gets pages")
 	flags.StringVar(&options.AdminSocket, "admin-socket", "", "Unix socket of Envoy's admin interface")
-	flags.StringVar(&options.ProbeAddress, "probe-address", "", "host:port for /livez and /readyz")
+	flags.StringVar(&options.ProbeAddress, "probe-address", "", "host:port for /livez, /readyz and /drained")
+	flags.DurationVar(&options.DrainTimeout, "drain-timeout", 0, "how long clients have to go when the pod ends; 0 cuts them off")
 	for _, required := range []string{
 		"gateway", "pod", "xds-address", "certificate-url", "server-name", "roots", "token",
 		"state-dir", "xds-socket", "pages-socket", "admin-socket",

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// admin reads from Envoy's admin interface on its Unix socket.
+// admin is Envoy's admin interface on its Unix socket.
 type admin struct{ client *http.Client }
 
 func newAdmin(socket string) *admin {
@@ -29,9 +29,10 @@ func newAdmin(socket string) *admin {
 // maxAdminAnswer bounds what is read; the pages asked for are far smaller.
 const maxAdminAnswer = 1 << 20
 
-// get returns the text of a page; an error where its status is not 200.
-func (a *admin) get(ctx context.Context, path string) (string, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
+// ask returns the text of a page, which Envoy wants to be asked for by POST where
+// that changes something; an error where its status is not 200.
+func (a *admin) ask(ctx context.Context, method, path string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://envoy"+path, nil)
 	if err != nil {
 		return "", err
 	}

@@ -46,14 +46,18 @@ type Options struct {
 	// XDSSocket and PagesSocket are Unix sockets that the agent serves to
 	// Envoy; AdminSocket is the one that Envoy serves.
 	XDSSocket, PagesSocket, AdminSocket string
-	// ProbeAddress is where /livez and /readyz are served; none where empty.
+	// ProbeAddress is where /livez, /readyz and /drained are served; none where
+	// empty.
 	ProbeAddress string
+	// DrainTimeout is how long clients have to go when the pod ends; 0: none.
+	DrainTimeout time.Duration
 
 	Log logr.Logger
 }
 
-// Run runs an agent until ctx ends, or something fails that no retry can mend:
-// an address in use, a folder that cannot be written.
+// Run runs an agent until ctx ends and, where the pod ends with it, its clients
+// are gone; or until something fails that no retry can mend: an address in use,
+// a folder that cannot be written.
 func Run(ctx context.Context, options Options) error {
 	client, err := identity.NewClient(identity.ClientOptions{
 		URL:        options.CertificateURL,
@@ -94,6 +98,7 @@ func Run(ctx context.Context, options Options) error {
 		Log:        options.Log.WithName("relay"),
 	})
 	admin := newAdmin(options.AdminSocket)
+	drain := newDrain(options.DrainTimeout, admin, reporter.SetDraining, options.Log.WithName("drain"))
 
 	xdsListener, err := listenUnix(options.XDSSocket)
 	if err != nil {
@@ -108,21 +113,36 @@ func Run(ctx context.Context, options Options) error {
 	pages := http.NewServeMux()
 	pages.Handle(envoy.StubStatusPath, newStubStatus(admin, clock.RealClock{}))
 
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return client.Run(ctx) })
-	group.Go(func() error { return relay.Run(ctx) })
-	group.Go(func() error { return reporter.Run(ctx) })
+	// What the agent does goes on while the pod drains.
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, work := errgroup.WithContext(work)
+	group.Go(func() error { return client.Run(work) })
+	group.Go(func() error { return relay.Run(work) })
+	group.Go(func() error { return reporter.Run(work) })
 	group.Go(func() error { return xdsServer.Serve(xdsListener) })
-	serveHTTP(ctx, group, pagesListener, pages)
+	serveHTTP(work, group, pagesListener, pages)
 	if options.ProbeAddress != "" {
 		listener, err := net.Listen("tcp", options.ProbeAddress)
 		if err != nil {
 			return fmt.Errorf("serve probes: %w", err)
 		}
-		serveHTTP(ctx, group, listener, probes(func() bool { return relay.Status().Applied }, admin))
+		serveHTTP(work, group, listener, probes(func() bool { return relay.Status().Applied }, drain, admin))
 	}
 	group.Go(func() error {
-		<-ctx.Done()
+		select {
+		case <-ctx.Done():
+			drain.run(work)
+			if drain.draining.Load() {
+				drain.envoyEnded(work)
+			}
+		case <-work.Done():
+		}
+		stop()
+		return nil
+	})
+	group.Go(func() error {
+		<-work.Done()
 		xdsServer.Stop() // Envoy keeps what it has and looks for the next agent
 		return nil
 	})
@@ -163,18 +183,24 @@ func serveHTTP(ctx context.Context, group *errgroup.Group, listener net.Listener
 }
 
 // probes answers Kubernetes: alive is who answers at all; ready is a pod whose
-// Envoy is live and has listeners and routes, as applied tells.
-func probes(applied func() bool, admin *admin) http.Handler {
+// Envoy is live and has listeners and routes, as applied tells, and that does
+// not drain.
+func probes(applied func() bool, drain *drain, admin *admin) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
+	mux.Handle("GET /drained", drain)
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
+		if drain.draining.Load() {
+			http.Error(w, "the pod ends: clients are asked to go elsewhere", http.StatusServiceUnavailable)
+			return
+		}
 		if !applied() {
 			http.Error(w, "Envoy has not acknowledged a configuration yet", http.StatusServiceUnavailable)
 			return
 		}
-		if _, err := admin.get(r.Context(), "/ready"); err != nil {
+		if _, err := admin.ask(r.Context(), http.MethodGet, "/ready"); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}

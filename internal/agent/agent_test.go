@@ -16,6 +16,7 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/testr"
 	"github.com/google/go-cmp/cmp"
 	testingclock "k8s.io/utils/clock/testing"
@@ -181,7 +182,7 @@ func TestStubStatusIsCachedForASecond(t *testing.T) {
 func TestProbes(t *testing.T) {
 	envoy := newFakeAdmin(t)
 	relay := xds.NewRelay(xds.RelayOptions{Node: &corev3.Node{Id: "pod-1"}, Log: testr.New(t)})
-	handler := probes(func() bool { return relay.Status().Applied }, envoy.admin)
+	handler := probes(func() bool { return relay.Status().Applied }, idle(), envoy.admin)
 	if alive := ask(handler, "/livez"); alive.Code != http.StatusOK {
 		t.Errorf("/livez without a configuration: %d %q", alive.Code, alive.Body)
 	}
@@ -210,14 +211,14 @@ func TestReadyIsWhoseEnvoyIs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			envoy := newFakeAdmin(t)
 			envoy.says(test.status, test.body)
-			got := ask(probes(func() bool { return test.applied }, envoy.admin), "/readyz")
+			got := ask(probes(func() bool { return test.applied }, idle(), envoy.admin), "/readyz")
 			if got.Code != test.want || got.Body.String() != test.says {
 				t.Errorf("/readyz: %d %q, wanted %d %q", got.Code, got.Body, test.want, test.says)
 			}
 		})
 	}
 	t.Run("Envoy is gone", func(t *testing.T) {
-		handler := probes(func() bool { return true }, newAdmin(filepath.Join(t.TempDir(), "s")))
+		handler := probes(func() bool { return true }, idle(), newAdmin(filepath.Join(t.TempDir(), "s")))
 		if got := ask(handler, "/readyz"); got.Code != http.StatusServiceUnavailable || !strings.HasPrefix(got.Body.String(), "ask Envoy's admin interface: ") {
 			t.Errorf("/readyz: %d %q", got.Code, got.Body)
 		}
@@ -340,3 +341,6 @@ func message(err error) string {
 	}
 	return err.Error()
 }
+
+// idle is the drain of an agent that is not asked to end.
+func idle() *drain { return newDrain(time.Minute, nil, func() {}, logr.Discard()) }

@@ -98,7 +98,7 @@ func (s *stubStatus) current(ctx context.Context) (string, error) {
 	if s.page != "" && now.Sub(s.read) < pageAge {
 		return s.page, nil
 	}
-	stats, err := s.admin.get(ctx, "/stats?filter="+url.QueryEscape(connectionStats))
+	stats, err := s.admin.ask(ctx, http.MethodGet, "/stats?filter="+url.QueryEscape(connectionStats))
 	if err != nil {
 		return "", err
 	}

@@ -8,9 +8,17 @@ import (
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	healthcheckv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/health_check/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/wellknown"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"meshroute.io/meshroute/internal/model"
 )
@@ -23,6 +31,8 @@ type BootstrapOptions struct {
 	// XDSSocket is where the agent serves configuration, PagesSocket where it
 	// serves pages, AdminSocket where Envoy serves its admin interface.
 	XDSSocket, PagesSocket, AdminSocket string
+	// ProbePort is where Envoy answers Kubernetes' probes; 0: nowhere.
+	ProbePort int32
 }
 
 // Bootstrap is the configuration that an Envoy starts from, as JSON. Everything
@@ -58,6 +68,9 @@ func Bootstrap(options BootstrapOptions) ([]byte, error) {
 			pipeCluster(AgentCluster, options.PagesSocket, false),
 		}},
 	}
+	if options.ProbePort != 0 {
+		bootstrap.StaticResources.Listeners = []*listenerv3.Listener{probeListener(options.ProbePort)}
+	}
 	encoded, err := protojson.Marshal(bootstrap)
 	if err != nil {
 		return nil, err
@@ -69,6 +82,65 @@ func Bootstrap(options BootstrapOptions) ([]byte, error) {
 		return nil, err
 	}
 	return compact.Bytes(), nil
+}
+
+// LivePath and ReadyPath are what Envoy answers on its probe port, with nobody's
+// help: that its workers work, and that its health check was not failed from
+// its admin interface, as it is when its pod drains.
+const (
+	LivePath  = "/livez"
+	ReadyPath = "/readyz"
+)
+
+// probeListener answers from the same workers that clients' connections are
+// served by. It is open to whoever reaches the pod, and holds nothing.
+func probeListener(port int32) *listenerv3.Listener {
+	manager := &hcmv3.HttpConnectionManager{
+		StatPrefix: "probes",
+		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
+			VirtualHosts: []*routev3.VirtualHost{{
+				Name: "probes", Domains: []string{"*"},
+				Routes: []*routev3.Route{{
+					Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: LivePath}},
+					Action: directResponse(200, "ok\n"),
+				}},
+			}},
+		}},
+		HttpFilters: []*hcmv3.HttpFilter{
+			{
+				Name: "envoy.filters.http.health_check",
+				ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&healthcheckv3.HealthCheck{
+					PassThroughMode: wrapperspb.Bool(false),
+					Headers: []*routev3.HeaderMatcher{{
+						Name: ":path",
+						HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+							MatchPattern: &matcherv3.StringMatcher_Exact{Exact: ReadyPath},
+						}},
+					}},
+				})},
+			},
+			{
+				Name:       wellknown.Router,
+				ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&routerv3.Router{})},
+			},
+		},
+		RequestHeadersTimeout:     durationpb.New(5 * time.Second),
+		StreamIdleTimeout:         durationpb.New(5 * time.Second),
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(5 * time.Second)},
+	}
+	return &listenerv3.Listener{
+		Name:    "probes",
+		Address: socketAddress("0.0.0.0", port),
+		FilterChains: []*listenerv3.FilterChain{{
+			Filters: []*listenerv3.Filter{{
+				Name:       wellknown.HTTPConnectionManager,
+				ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: mustAny(manager)},
+			}},
+		}},
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(4 << 10),
+		// A gateway that is full is alive.
+		IgnoreGlobalConnLimit: true,
+	}
 }
 
 func pipeCluster(name, path string, http2 bool) *clusterv3.Cluster {

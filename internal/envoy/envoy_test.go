@@ -68,6 +68,7 @@ func TestBootstrap(t *testing.T) {
 		XDSSocket:   "/run/meshroute/xds.sock",
 		PagesSocket: "/run/meshroute/pages.sock",
 		AdminSocket: "/run/meshroute/admin.sock",
+		ProbePort:   model.ProbePort,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -45,6 +45,7 @@ func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Ga
 		}
 		infrastructure.Replicas = scaling.MinReplicas
 	}
+	infrastructure.DrainTimeout = durationOr(merged.DrainTimeout, DefaultDrainTimeout)
 	infrastructure.NodeSelector, infrastructure.Tolerations = merged.NodeSelector, merged.Tolerations
 	infrastructure.PriorityClassName = valueOr(merged.PriorityClassName, "")
 	infrastructure.ServiceType = valueOr(merged.ServiceType, corev1.ServiceTypeLoadBalancer)
@@ -70,6 +71,9 @@ func override(base, over v1alpha1.GatewayConfigSpec) v1alpha1.GatewayConfigSpec 
 	if over.Replicas != nil || over.Autoscaling != nil {
 		// Two ways to say how many pods there are.
 		base.Replicas, base.Autoscaling = over.Replicas, over.Autoscaling
+	}
+	if over.DrainTimeout != nil {
+		base.DrainTimeout = over.DrainTimeout
 	}
 	if over.NodeSelector != nil {
 		base.NodeSelector = over.NodeSelector

@@ -41,6 +41,10 @@ const (
 // DefaultRequestTimeout bounds a request where its rule says nothing.
 const DefaultRequestTimeout = 15 * time.Second
 
+// DefaultDrainTimeout is how long clients of a pod that ends have to go where
+// nothing is said.
+const DefaultDrainTimeout = time.Minute
+
 // Inputs are the objects that Build looks at, in any order. It never changes
 // them, so they may be shared with a cache.
 type Inputs struct {
@@ -208,6 +212,8 @@ type Infrastructure struct {
 	ServiceType corev1.ServiceType
 	// NodePorts wanted, by listener port.
 	NodePorts map[int32]int32
+	// DrainTimeout is how long the clients of a pod that ends have to go.
+	DrainTimeout time.Duration
 	// NodeSelector, Tolerations and PriorityClassName of the pods.
 	NodeSelector      map[string]string
 	Tolerations       []corev1.Toleration

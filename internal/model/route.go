@@ -366,15 +366,22 @@ func matchesOf(source *v1alpha1.ServiceRouteRule) []Match {
 }
 
 func timeoutOf(source *v1alpha1.Timeouts) time.Duration {
-	if source == nil || source.Request == nil {
+	if source == nil {
 		return DefaultRequestTimeout
+	}
+	return durationOr(source.Request, DefaultRequestTimeout)
+}
+
+func durationOr(source *gatewayv1.Duration, fallback time.Duration) time.Duration {
+	if source == nil {
+		return fallback
 	}
 	// The schema's pattern admits only what ParseDuration takes.
-	timeout, err := time.ParseDuration(string(*source.Request))
-	if err != nil || timeout < 0 {
-		return DefaultRequestTimeout
+	duration, err := time.ParseDuration(string(*source))
+	if err != nil || duration < 0 {
+		return fallback
 	}
-	return timeout
+	return duration
 }
 
 func responseOf(source *v1alpha1.DirectResponse) *Response {

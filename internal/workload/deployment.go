@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"maps"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -31,6 +32,10 @@ const (
 
 	bootstrapFile = "envoy.json"
 	rootsFile     = "ca.crt"
+
+	// endTime is how long a pod's containers may take to end after its clients
+	// are gone.
+	endTime = 10 * time.Second
 
 	// nonRoot is the user that distroless images call nonroot.
 	nonRoot = 65532
@@ -85,6 +90,7 @@ func podSpec(gw model.Gateway, options Options) *corev1ac.PodSpecApplyConfigurat
 		WithNodeSelector(gw.Infrastructure.NodeSelector).
 		WithServiceAccountName(nameOf(gw)).
 		WithAutomountServiceAccountToken(false).
+		WithTerminationGracePeriodSeconds(int64((gw.Infrastructure.DrainTimeout+endTime).Seconds())).
 		WithSecurityContext(corev1ac.PodSecurityContext().
 			WithRunAsNonRoot(true).
 			WithRunAsUser(nonRoot).
@@ -142,7 +148,16 @@ func envoyContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 	container := container("envoy", options.EnvoyImage, gw.Infrastructure.Resources).
 		WithCommand("envoy").
 		WithArgs(arguments...).
-		WithVolumeMounts(mount("run", runDir), mount("config", configDir).WithReadOnly(true))
+		WithVolumeMounts(mount("run", runDir), mount("config", configDir).WithReadOnly(true)).
+		WithPorts(corev1ac.ContainerPort().WithName("probes").WithContainerPort(model.ProbePort).WithProtocol(corev1.ProtocolTCP)).
+		// It has started when the agent says that it has listeners and routes.
+		// From then on it answers for itself: an agent that is broken takes no
+		// Envoy along that serves. Without a manager a new pod waits here.
+		WithStartupProbe(probe("/readyz", model.AgentPort).WithPeriodSeconds(1).WithFailureThreshold(600)).
+		WithLivenessProbe(probe("/livez", model.ProbePort).WithPeriodSeconds(10).WithFailureThreshold(3)).
+		WithReadinessProbe(probe("/readyz", model.ProbePort).WithPeriodSeconds(2).WithFailureThreshold(2)).
+		// When the pod ends, Envoy is told so only after its clients are gone.
+		WithLifecycle(corev1ac.Lifecycle().WithPreStop(corev1ac.LifecycleHandler().WithHTTPGet(httpGet("/drained", model.AgentPort))))
 	for _, port := range gw.Ports {
 		container.WithPorts(corev1ac.ContainerPort().
 			WithName(portName(port)).WithContainerPort(port.Bind).WithProtocol(corev1.ProtocolTCP))
@@ -155,10 +170,6 @@ func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 		corev1.ResourceCPU:    resource.MustParse("10m"),
 		corev1.ResourceMemory: resource.MustParse("32Mi"),
 	}}
-	probe := func(path string) *corev1ac.ProbeApplyConfiguration {
-		return corev1ac.Probe().WithHTTPGet(corev1ac.HTTPGetAction().
-			WithPath(path).WithPort(intstr.FromInt32(model.AgentPort)))
-	}
 	return container("agent", options.AgentImage, resources).
 		WithCommand("/gateway-agent").
 		WithArgs(
@@ -174,6 +185,7 @@ func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 			"--pages-socket", PagesSocket,
 			"--admin-socket", AdminSocket,
 			"--probe-address", ":"+strconv.Itoa(model.AgentPort),
+			"--drain-timeout", gw.Infrastructure.DrainTimeout.String(),
 		).
 		WithVolumeMounts(
 			mount("run", runDir),
@@ -181,10 +193,21 @@ func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 			mount("config", configDir).WithReadOnly(true),
 			mount("token", tokenDir).WithReadOnly(true),
 		).
-		WithPorts(corev1ac.ContainerPort().WithName("probes").WithContainerPort(model.AgentPort).WithProtocol(corev1.ProtocolTCP)).
-		WithStartupProbe(probe("/livez").WithPeriodSeconds(1).WithFailureThreshold(60)).
-		WithLivenessProbe(probe("/livez").WithPeriodSeconds(10).WithFailureThreshold(3)).
-		WithReadinessProbe(probe("/readyz").WithPeriodSeconds(2).WithFailureThreshold(2))
+		WithPorts(corev1ac.ContainerPort().WithName("agent").WithContainerPort(model.AgentPort).WithProtocol(corev1.ProtocolTCP)).
+		// Not its readiness: a pod whose Envoy serves is ready, whatever the
+		// agent is busy with.
+		WithStartupProbe(probe("/livez", model.AgentPort).WithPeriodSeconds(1).WithFailureThreshold(60)).
+		WithLivenessProbe(probe("/livez", model.AgentPort).WithPeriodSeconds(10).WithFailureThreshold(3))
+}
+
+// probe asks by HTTP. It has time: who is slow because the node is busy is made
+// slower by a restart.
+func probe(path string, port int32) *corev1ac.ProbeApplyConfiguration {
+	return corev1ac.Probe().WithHTTPGet(httpGet(path, port)).WithTimeoutSeconds(5)
+}
+
+func httpGet(path string, port int32) *corev1ac.HTTPGetActionApplyConfiguration {
+	return corev1ac.HTTPGetAction().WithPath(path).WithPort(intstr.FromInt32(port))
 }
 
 func container(name, image string, resources corev1.ResourceRequirements) *corev1ac.ContainerApplyConfiguration {

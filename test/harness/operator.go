@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -97,15 +98,28 @@ func (c *Cluster) Token(ctx context.Context, namespace, name string) (string, er
 // applied, as processes. It does what a kubelet does: mounts, token, restarts.
 type Pod struct {
 	Agent, Envoy *Process
-	// Readiness is the URL of the pod's readiness probe.
+	// Readiness is where the agent tells that Envoy has its configuration, which
+	// is the pod's startup probe.
 	Readiness string
-	Name      string
+	// Probes is the base URL of what Envoy tells itself, /readyz and /livez.
+	Probes string
+	Name   string
+	// Host is where its listeners are reached.
+	Host string
 
 	folder string
+	hook   string        // URL of Envoy's preStop hook
+	grace  time.Duration // between the wish that it ends and force
 }
 
 // StartPod starts a pod of a gateway, once its Deployment is there.
 func (c *Cluster) StartPod(ctx context.Context, binaries Binaries, folder string, gateway client.ObjectKey, class, name string) (*Pod, error) {
+	return c.StartPodIn(ctx, nil, binaries, folder, gateway, class, name)
+}
+
+// StartPodIn starts a pod whose Envoy is in a network namespace of its own, so
+// that it can have the ports of another.
+func (c *Cluster) StartPodIn(ctx context.Context, where *Net, binaries Binaries, folder string, gateway client.ObjectKey, class, name string) (*Pod, error) {
 	key := client.ObjectKey{Namespace: gateway.Namespace, Name: workload.Name(gateway.Name, class)}
 	var deployment appsv1.Deployment
 	var config corev1.ConfigMap
@@ -140,7 +154,24 @@ func (c *Cluster) StartPod(ctx context.Context, binaries Binaries, folder string
 			return nil, err
 		}
 	}
+	probes, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	envoyProbes, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	p.Host = "127.0.0.1"
+	if where != nil {
+		p.Host = where.Host()
+	}
+	p.Readiness = fmt.Sprintf("http://127.0.0.1:%d/readyz", probes)
+	p.hook = fmt.Sprintf("http://127.0.0.1:%d/drained", probes)
+	p.Probes = fmt.Sprintf("http://%s:%d", p.Host, envoyProbes)
+	p.grace = time.Duration(*template.Spec.TerminationGracePeriodSeconds) * time.Second
 	for file, content := range config.Data {
+		content = strings.ReplaceAll(content, `"portValue":19002`, fmt.Sprintf(`"portValue":%d`, envoyProbes))
 		if err := os.WriteFile(filepath.Join(p.folder, "config", file), []byte(mounts.Replace(content)), 0o600); err != nil {
 			return nil, err
 		}
@@ -153,11 +184,6 @@ func (c *Cluster) StartPod(ctx context.Context, binaries Binaries, folder string
 		return nil, err
 	}
 
-	probes, err := FreePort()
-	if err != nil {
-		return nil, err
-	}
-	p.Readiness = fmt.Sprintf("http://127.0.0.1:%d/readyz", probes)
 	var failed error
 	for _, container := range template.Spec.Containers {
 		var args []string
@@ -171,7 +197,11 @@ func (c *Cluster) StartPod(ctx context.Context, binaries Binaries, folder string
 			// Several Envoys share this machine's memory segments otherwise, and
 			// its two cores.
 			args = append(args, "--use-dynamic-base-id", "--concurrency", "1")
-			p.Envoy, err = StartProcess("envoy", log, binaries.Envoy, args...)
+			path := binaries.Envoy
+			if where != nil {
+				path, args = "ip", append([]string{"netns", "exec", where.name, path}, args...)
+			}
+			p.Envoy, err = StartProcess("envoy", log, path, args...)
 		case "agent":
 			p.Agent, err = StartProcess("agent", log, binaries.Agent, args...)
 		default:
@@ -224,11 +254,27 @@ func (c *Cluster) await(ctx context.Context, key client.ObjectKey, object client
 	}
 }
 
-// Stop ends the pod's containers.
+// End ends the pod as a kubelet does when it is deleted: both containers are
+// asked at once, Envoy after its preStop hook, and killed when their time is up.
+func (p *Pod) End() {
+	over := time.Now().Add(p.grace)
+	var ending sync.WaitGroup
+	ending.Go(func() { p.Agent.StopWithin(p.grace) })
+	ending.Go(func() {
+		client := &http.Client{Timeout: p.grace}
+		if response, err := client.Get(p.hook); err == nil {
+			_ = response.Body.Close()
+		}
+		p.Envoy.StopWithin(time.Until(over))
+	})
+	ending.Wait()
+}
+
+// Stop kills the pod's containers.
 func (p *Pod) Stop() {
 	for _, process := range []*Process{p.Envoy, p.Agent} {
 		if process != nil {
-			process.Stop()
+			process.StopWithin(0)
 		}
 	}
 }

@@ -87,7 +87,11 @@ func (p *Process) end(signal syscall.Signal, hold bool) {
 }
 
 // Stop ends the program for good.
-func (p *Process) Stop() {
+func (p *Process) Stop() { p.StopWithin(10 * time.Second) }
+
+// StopWithin ends the program for good, and kills it when it has not ended in
+// time.
+func (p *Process) StopWithin(limit time.Duration) {
 	p.mu.Lock()
 	p.stopped = true
 	command, ended, held := p.command, p.ended, p.held
@@ -98,7 +102,7 @@ func (p *Process) Stop() {
 	_ = command.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(limit):
 		_ = command.Process.Kill()
 		<-ended
 	}

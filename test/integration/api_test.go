@@ -72,6 +72,7 @@ var _ = Describe("Admission", Label("api"), func() {
 		Entry("autoscaling from above", gatewayConfigManifest("{autoscaling: {minReplicas: 4, maxReplicas: 3}}"), "minReplicas must not be above maxReplicas"),
 		Entry("autoscaling without an end", gatewayConfigManifest("{autoscaling: {minReplicas: 4}}"), "spec.autoscaling.maxReplicas: Required value"),
 		Entry("autoscaling to zero", gatewayConfigManifest("{autoscaling: {minReplicas: 0, maxReplicas: 3}}"), "spec.autoscaling.minReplicas"),
+		Entry("a drain beyond an hour", gatewayConfigManifest("{drainTimeout: 61m}"), "drainTimeout must not be above 1h"),
 		Entry("a selector of no nodes", gatewayConfigManifest("{nodeSelector: {}}"), "spec.nodeSelector"),
 		Entry("a request above its limit", gatewayConfigManifest("{resources: {requests: {cpu: '2'}, limits: {cpu: '1'}}}"), "a request must not be above its limit"),
 		Entry("port 0 of a gateway", gatewayConfigManifest("{ports: [{port: 0}]}"), "spec.ports[0].port"),
@@ -98,6 +99,7 @@ var _ = Describe("Admission", Label("api"), func() {
 		Entry("wildcard hostnames", routeManifest("r", "{hostnames: ['*.example.com'], rules: [{name: a, "+someBackend+"}]}")),
 		Entry("encoded paths", ruleManifest(someBackend+", matches: [{path: {value: '/a%20b/~x;v=1'}}]")),
 		Entry("no timeout", ruleManifest(someBackend+", timeouts: {request: 0s}")),
+		Entry("no drain", gatewayConfigManifest("{drainTimeout: 0s}")),
 		Entry("autoscaling, with defaults", gatewayConfigManifest("{autoscaling: {maxReplicas: 2}}")),
 		Entry("compound timeouts", ruleManifest(someBackend+", timeouts: {request: 1m30s500ms}")),
 	)

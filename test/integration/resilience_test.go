@@ -2,10 +2,12 @@ package integration_test
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"meshroute.io/meshroute/api/v1alpha1"
@@ -75,6 +77,69 @@ var _ = Describe("Traffic", Label("resilience"), func() {
 		Expect(harness.AwaitOK(ctx, pod.Readiness)).To(Succeed())
 		Expect(operator.Resume()).To(Succeed())
 		takesChanges(ctx)
+	})
+
+	It("needs no agent once it is there: Envoy answers for itself", func(ctx SpecContext) {
+		load := harness.StartLoad(200, url(port), host)
+		pod.Agent.Hold()
+		DeferCleanup(func() { _ = pod.Agent.Resume() })
+		sent := load.Sent()
+		for _, path := range []string{"/livez", "/readyz"} {
+			Expect(harness.AwaitOK(ctx, pod.Probes+path)).To(Succeed())
+		}
+		Eventually(load.Sent).Should(BeNumerically(">", sent+200))
+		Expect(pod.Agent.Resume()).To(Succeed())
+		Expect(harness.AwaitOK(ctx, pod.Readiness)).To(Succeed())
+		takesChanges(ctx)
+		Expect(load.Stop()).To(HaveField("Failed", 0))
+	})
+
+	It("goes to the other pods when one ends, and that waits for its clients", func(ctx SpecContext) {
+		shared, err := harness.FreePort()
+		Expect(err).NotTo(HaveOccurred())
+		create(ctx, harness.Gateway(namespace, "pair", class, shared),
+			harness.Route(namespace, "pair", host, "app", harness.Parent(namespace, "pair")))
+		key := client.ObjectKey{Namespace: namespace, Name: "pair"}
+		stays, err := cluster.StartPod(ctx, binaries, folder, key, class, "pair-0")
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(stays.Stop)
+		ends, err := cluster.StartPodIn(ctx, backends, binaries, folder, key, class, "pair-1")
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(ends.Stop)
+		address := func(p *harness.Pod) string { return fmt.Sprintf("%s:%d", p.Host, shared) }
+		for _, p := range []*harness.Pod{stays, ends} {
+			Expect(harness.AwaitOK(ctx, p.Readiness)).To(Succeed())
+			Expect(harness.AwaitOK(ctx, p.Probes+"/readyz")).To(Succeed())
+		}
+		service, err := harness.StartBalancer(address(stays), address(ends))
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(service.Close)
+		requests := func(p *harness.Pod) func() (int, error) {
+			return func() (int, error) {
+				stats, err := p.Stat(fmt.Sprintf("http.port-%d.downstream_rq_total", shared))
+				if err != nil {
+					return 0, err
+				}
+				return strconv.Atoi(stats[fmt.Sprintf("http.port-%d.downstream_rq_total", shared)])
+			}
+		}
+
+		load := harness.StartLoad(200, url(service.Port), host)
+		Eventually(requests(ends)).Should(BeNumerically(">", 50))
+		began := time.Now()
+		ended := make(chan struct{})
+		go func() { defer close(ended); ends.End() }()
+		// As long as it may take until every node knows.
+		time.AfterFunc(2*time.Second, func() { service.Remove(address(ends)) })
+		Eventually(ended).WithTimeout(30 * time.Second).Should(BeClosed())
+		took := time.Since(began)
+		sent := load.Sent()
+		Eventually(load.Sent).Should(BeNumerically(">", sent+200))
+		report := load.Stop()
+		AddReportEntry("ended", fmt.Sprintf("%s; after %v: %s", report, took.Round(time.Millisecond), ends.Agent.Log()))
+		Expect(report).To(HaveField("Failed", 0))
+		Expect(took).To(BeNumerically("<", 20*time.Second), "nobody was waited for who was gone")
+		Expect(ends.Agent.Log()).To(ContainSubstring("Drained"))
 	})
 
 	It("of good routes is untouched by bad ones beside them", func(ctx SpecContext) {
