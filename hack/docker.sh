@@ -65,6 +65,8 @@ up() {
   fi
   [[ -z ${DOCKER_HOST:-} ]] || fail "DOCKER_HOST is $DOCKER_HOST, and no docker answers there: start it, or unset DOCKER_HOST"
   "$ROOT/hack/need.sh" dockerd iptables flock
+  # Since trixie the client is a package of its own.
+  "$ROOT/hack/need.sh" docker
   if [[ -d /run/systemd/system ]]; then
     systemctl start docker >&2 || fail "the service docker does not start: \`journalctl -u docker\` says why"
     answers || fail "the service docker runs and does not answer: \`journalctl -u docker\` says why"

@@ -19,7 +19,10 @@ ENVOY_IMG=$(sed -n 's/.*"envoy-image", "\([^"]*\)".*/\1/p' "$ROOT"/cmd/manager/*
 # Archives of what changes with the checkout stay with it; the others are cached.
 OUT=$ROOT/bin/images
 
-compile() { # compile FOLDER NAME PACKAGE… makes static programs
+# compile FOLDER NAME PACKAGE… makes static programs, in a folder that stays: what
+# is there and current is not linked again.
+compile() {
+  mkdir -p "$1"
   CGO_ENABLED=0 GOFLAGS="$(go env GOFLAGS) -v" go -C "$ROOT" build -trimpath -buildvcs=false \
     -ldflags "-s -w -X main.version=$VERSION" -o "$1/" "${@:3}" 2>&1 | progress "$2"
 }
@@ -31,17 +34,15 @@ operator() {
     make -s -C "$ROOT" docker-build IMG="$IMG" VERSION="$VERSION" >&2
     docker save --output "$OUT/operator.tar" "$IMG"
   else
-    mkdir "$WORK/operator"
-    compile "$WORK/operator" operator ./cmd/manager ./cmd/gateway-agent
-    archive "$WORK/operator" "$OUT/operator.tar" '{"User": "65532:65532", "Entrypoint": ["/manager"]}' "$IMG"
+    compile "$OUT/operator" operator ./cmd/manager ./cmd/gateway-agent
+    archive "$OUT/operator" "$OUT/operator.tar" '{"User": "65532:65532", "Entrypoint": ["/manager"]}' "$IMG"
   fi
   echo "$OUT/operator.tar"
 }
 
 backend() {
-  mkdir "$WORK/backend"
-  compile "$WORK/backend" backend ./test/backend
-  archive "$WORK/backend" "$OUT/backend.tar" '{"User": "65532:65532", "Entrypoint": ["/backend"]}' meshroute-backend:dev
+  compile "$OUT/backend" backend ./test/backend
+  archive "$OUT/backend" "$OUT/backend.tar" '{"User": "65532:65532", "Entrypoint": ["/backend"]}' meshroute-backend:dev
   echo "$OUT/backend.tar"
 }
 
@@ -101,8 +102,6 @@ cached() {
 require go "install Go 1.21 or newer; it fetches the pinned $GOTOOLCHAIN by itself"
 "$ROOT/hack/need.sh" jq flock make
 mkdir -p "$OUT"
-WORK=$(mktemp -d)
-trap 'rm -rf "$WORK"' EXIT
 [[ $# -gt 0 ]] || set -- operator backend envoy prometheus influxdb
 for name in "$@"; do
   case $name in

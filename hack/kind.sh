@@ -127,6 +127,7 @@ create() {
   fi
   docker network inspect "$KIND_EXPERIMENTAL_DOCKER_NETWORK" >/dev/null 2>&1 ||
     docker network create --label "meshroute.io/kind=$NAME" --opt com.docker.network.driver.mtu=9000 "$KIND_EXPERIMENTAL_DOCKER_NETWORK" >/dev/null
+  say "making the cluster $NAME: about half a minute"
   "$kind" create cluster --quiet --name "$NAME" --image "$IMAGE" --kubeconfig "$KUBECONFIG_FILE" --config <(configuration) >&2 ||
     fail "kind could not make the cluster: its reason is above"
   step "two nodes of Kubernetes $(admin version --output=json | jq -r .serverVersion.gitVersion) run"
@@ -153,7 +154,7 @@ network() {
     sed 's/veth_mtu: "0"/veth_mtu: "1480"/' "$calico/manifests/calico.yaml" | admin apply --server-side --filename - >/dev/null
     # kind's own nodes have only the plug-ins of its own network.
     for programs in "$("$ROOT/hack/programs.sh" kind/cni)" "$("$ROOT/hack/programs.sh" kind/multus)"; do
-      for node in $(nodes); do docker cp --quiet "$programs/." "$node:/opt/cni/bin/"; done
+      for node in $(nodes); do docker cp "$programs/." "$node:/opt/cni/bin/" >&2; done
     done
   fi
   awk '/^---/ { if (crd) exit; next } { print } /^kind: CustomResourceDefinition/ { crd = 1 }' "$multus/deployments/multus-daemonset.yml" |
@@ -239,6 +240,7 @@ load() {
   prepare
   [[ -n $(nodes) ]] || fail "there is no cluster $NAME: make it with \`make kind-up\`"
   for file in "$@"; do
+    [[ -f $file ]] || fail "there is no image archive $file: \`hack/images.sh\` makes those that there are"
     lacking=()
     for node in $(nodes); do
       has "$node" "$file" || lacking+=("$node")

@@ -23,6 +23,7 @@ debian_package() {
   netns) echo iproute2 ;;
   flock) echo util-linux ;;
   dockerd) echo docker.io ;;
+  docker) echo docker-cli ;;
   *) echo "$1" ;;
   esac
 }

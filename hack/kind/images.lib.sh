@@ -2,6 +2,9 @@
 # an archive that docker, containerd and kind load. To be sourced after lib.sh.
 # shellcheck shell=bash
 
+# Modes of files are part of images, whatever this user's habit.
+umask 022
+
 # published IMAGE tells whether an image registry answers with this image.
 published() {
   command -v docker >/dev/null && timeout 10 docker manifest inspect "$1" >/dev/null 2>&1

@@ -184,7 +184,7 @@ make_node() {
   rm -rf "$work/images" "$work/node"
 }
 
-key=$(digest "${BASH_SOURCE[0]}" "$ROOT/hack/kind/images.lib.sh" "$ROOT/hack/tools/go.mod" \
+key=$(digest "${BASH_SOURCE[0]}" "$ROOT/hack/kind/images.lib.sh" "$(grep -w sigs.k8s.io/kind "$ROOT/hack/tools/go.mod")" \
   "$debian" "$kube" "$etcd" "$containerd" "$cni" "$calico" "$multus" "$coredns" "$pause")
 name=meshroute.local/node:$version-$key
 folder=$CACHE/kind/node-$key
