@@ -29,7 +29,6 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
 	var err error
 	switch arguments := os.Args[1:]; {
 	case len(arguments) == 0:
@@ -41,6 +40,7 @@ func main() {
 	default:
 		err = errors.New("usage: backend [dial HOST:PORT… | grafana]")
 	}
+	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "backend:", err)
 		os.Exit(1)
