@@ -18,9 +18,10 @@ import (
 // one that writes to the API.
 const LeaderLease = "meshroute-manager"
 
-// How the lease is held. A leader that vanishes is replaced after LeaseDuration
-// and up to RetryPeriod; one that ends hands over at once. A leader that cannot
-// reach the API server for RenewDeadline ends.
+// How the lease is held. Others look each RetryPeriod or so: that is how long it
+// takes until one leads in the place of a leader that ends, and of one that
+// vanishes LeaseDuration more. A leader that cannot reach the API server for
+// RenewDeadline ends.
 const (
 	LeaseDuration = 10 * time.Second
 	RenewDeadline = 7 * time.Second

@@ -39,9 +39,14 @@ const statusOwner = client.FieldOwner("meshroute.io/status")
 // written once.
 const statusDelay = 500 * time.Millisecond
 
-// settleTime is how long a new leader waits for gateway pods to come back to
-// it before it says of a gateway that was programmed that it is not.
-const settleTime = 15 * time.Second
+// A new leader knows of gateway pods what they report to it. Where there were
+// gateways that were programmed, it says nothing for returnTime: all pods that
+// live have come to it by then. That one has no pods at all any more it says
+// after settleTime.
+const (
+	returnTime = 3 * time.Second
+	settleTime = 15 * time.Second
+)
 
 // StatusReconciler writes what was judged and observed: the statuses of
 // GatewayClasses, Gateways and ServiceRoutes, and the MeshRoutes. It writes
@@ -93,7 +98,8 @@ var withoutPods = []string{
 // unsettled tells whether pods of a gateway that was programmed before this
 // replica became the leader are still to connect.
 func (r *StatusReconciler) unsettled(ctx context.Context, observed model.Observed) (bool, error) {
-	if r.Clock.Since(r.started) > settleTime {
+	since := r.Clock.Since(r.started)
+	if since > settleTime {
 		return false, nil
 	}
 	var gateways gatewayv1.GatewayList
@@ -108,7 +114,10 @@ func (r *StatusReconciler) unsettled(ctx context.Context, observed model.Observe
 		}
 		now := findCondition(status.Conditions, v1alpha1.ConditionProgrammed)
 		before := findCondition(gw.Status.Conditions, v1alpha1.ConditionProgrammed)
-		if now != nil && slices.Contains(withoutPods, now.Reason) && before != nil && before.Status == metav1.ConditionTrue {
+		if before == nil || before.Status != metav1.ConditionTrue {
+			continue
+		}
+		if since < returnTime || now != nil && slices.Contains(withoutPods, now.Reason) {
 			return true, nil
 		}
 	}

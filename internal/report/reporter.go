@@ -87,7 +87,11 @@ func (r *Reporter) setLeader(address string) {
 	r.leader = address
 	close(r.moved)
 	r.moved = make(chan struct{})
-	r.options.Log.Info("Another manager takes reports", "address", address)
+	if address == "" {
+		r.options.Log.Info("No manager leads at present: there is nobody to report to")
+	} else {
+		r.options.Log.Info("Another manager leads", "address", address)
+	}
 }
 
 // Follow asks the manager at the other end of a connection who leads, for as

@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -159,5 +161,76 @@ func TestTrackerStaysSmall(t *testing.T) {
 	}
 	if got := clip(strings.Repeat("ä", maxNackMessage)); len(got) > maxNackMessage {
 		t.Errorf("%d bytes", len(got))
+	}
+}
+
+// Two replicas see 20 changes a second. Each builds what it finds when it has
+// time, so that hardly two of their states are the same where building takes
+// long; the pod has the states of the other replica. In simulated milliseconds.
+func TestStatusesKeepUpWithChurn(t *testing.T) {
+	for name, tt := range map[string]struct {
+		build       int // takes up to so long
+		median, p99 int
+	}{
+		"a build takes up to 10 ms":  {10, 150, 400},
+		"a build takes up to 50 ms":  {50, 150, 400},
+		"a build takes up to 200 ms": {200, 300, 1500},
+		"a build takes up to 1 s":    {1000, 3000, 15000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := rand.New(rand.NewPCG(1, uint64(tt.build)))
+			const leader, other, envoy = 0, 1, 2
+			var (
+				tr      tracker
+				pod     = &podState{pod: "pod"}
+				wanted  uint64 // number of changes so far
+				workers [3]struct{ has, next, until int }
+				told    int // what of the pod was reported
+				pause   int
+				since   []int // when each sequence began
+				late    []int
+			)
+			content := func(state int) [numKinds]digest { return [numKinds]digest{routes: {uint64(state)}} }
+			for now := range 300_000 {
+				if r.IntN(1000) < 20 {
+					wanted++
+				}
+				for i := range workers {
+					w := &workers[i]
+					newest, most := int(wanted), tt.build
+					if i == envoy {
+						newest, most = workers[other].has, 60
+					}
+					switch {
+					case w.next != w.has && now >= w.until:
+						w.has = w.next
+						if i == leader {
+							tr.advance(content(w.has))
+							since = append(since, now)
+						}
+					case w.next == w.has && newest != w.has:
+						w.next, w.until = newest, now+1+r.IntN(most)
+					}
+				}
+				if has := workers[envoy].has; has != told && now >= pause {
+					told, pause = has, now+50
+					state := &reportv1.PodState{}
+					for k, d := range content(has) {
+						state.Types = append(state.Types, &reportv1.TypeState{TypeUrl: kinds[k].url, Acknowledged: d.bytes()})
+					}
+					tr.report(pod, state)
+				}
+				for uint64(len(late)) < pod.sequence() {
+					late = append(late, now-since[len(late)])
+				}
+			}
+			slices.Sort(late)
+			median, p99, most := late[len(late)/2], late[len(late)*99/100], late[len(late)-1]
+			t.Logf("%d states of the leader; a status is late by %d ms (median), %d ms (p99), %d ms (most)", len(late), median, p99, most)
+			if median > tt.median || p99 > tt.p99 {
+				t.Errorf("a status is late by %d ms (median), %d ms (p99): more than %d, %d", median, p99, tt.median, tt.p99)
+			}
+		})
 	}
 }

@@ -36,37 +36,60 @@ type Operator struct {
 // StartOperator starts the manager against a cluster. It is the ServiceAccount
 // that it is in a cluster, with the permissions of config/rbac and no others.
 func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder string) (*Operator, error) {
+	kubeconfig, err := c.prepare(ctx, folder)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := freePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	return startManager(binaries, folder, "manager", kubeconfig,
+		"--xds-bind-address", "127.0.0.1:"+ports[0], "--certificate-bind-address", "127.0.0.1:"+ports[1])
+}
+
+// prepare makes the operator's namespace and permissions, and returns its
+// kubeconfig.
+func (c *Cluster) prepare(ctx context.Context, folder string) (string, error) {
 	err := c.Client.Create(ctx, &corev1.Namespace{Name: SystemNamespace})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return nil, err
+		return "", err
 	}
 	root, err := Root()
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	if _, err := c.Kubectl(ctx, "apply", "--server-side", "-k", filepath.Join(root, "config", "rbac")); err != nil {
-		return nil, err
+		return "", err
 	}
-	kubeconfig, err := c.kubeconfigOf(ctx, SystemNamespace, "meshroute-manager", folder)
+	return c.kubeconfigOf(ctx, SystemNamespace, "meshroute-manager", folder)
+}
+
+func startManager(binaries Binaries, folder, name, kubeconfig string, args ...string) (*Operator, error) {
+	ports, err := freePorts(2)
 	if err != nil {
 		return nil, err
 	}
-	ports := make([]string, 4)
+	process, err := StartProcess(name, filepath.Join(folder, name+".log"), binaries.Manager, append([]string{
+		"--kubeconfig", kubeconfig, "--namespace", SystemNamespace, "--service", "localhost",
+		"--health-probe-bind-address", "127.0.0.1:" + ports[0], "--metrics-bind-address", "127.0.0.1:" + ports[1],
+	}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	return &Operator{Process: process, Probes: "http://127.0.0.1:" + ports[0], Metrics: "https://127.0.0.1:" + ports[1] + "/metrics"}, nil
+}
+
+func freePorts(n int) ([]string, error) {
+	ports := make([]string, n)
 	for i := range ports {
 		port, err := FreePort()
 		if err != nil {
 			return nil, err
 		}
-		ports[i] = "127.0.0.1:" + strconv.Itoa(port)
+		ports[i] = strconv.Itoa(port)
 	}
-	process, err := StartProcess("manager", filepath.Join(folder, "manager.log"), binaries.Manager,
-		"--kubeconfig", kubeconfig, "--namespace", SystemNamespace, "--service", "localhost",
-		"--xds-bind-address", ports[0], "--certificate-bind-address", ports[1], "--health-probe-bind-address", ports[2],
-		"--metrics-bind-address", ports[3])
-	if err != nil {
-		return nil, err
-	}
-	return &Operator{Process: process, Probes: "http://" + ports[2], Metrics: "https://" + ports[3] + "/metrics"}, nil
+	return ports, nil
 }
 
 // kubeconfigOf writes a kubeconfig of a ServiceAccount and returns where it is.
