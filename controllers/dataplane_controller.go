@@ -1,12 +1,15 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -17,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/gateway-api/pkg/consts"
 
 	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/dataplane"
@@ -203,7 +207,12 @@ func gather(ctx context.Context, c client.Reader) (model.Inputs, error) {
 			return model.Inputs{}, fmt.Errorf("read %T: %w", list, err)
 		}
 	}
+	crd := GatewayCRD()
+	if err := client.IgnoreNotFound(c.Get(ctx, client.ObjectKeyFromObject(crd), crd)); err != nil {
+		return model.Inputs{}, fmt.Errorf("read CustomResourceDefinition %s: %w", crd.Name, err)
+	}
 	return model.Inputs{
+		GatewayAPI:      cmp.Or(crd.Annotations[consts.BundleVersionAnnotation], "unknown"),
 		GatewayClasses:  pointers(classes.Items),
 		Gateways:        pointers(gateways.Items),
 		GatewayConfigs:  pointers(configs.Items),
@@ -212,6 +221,15 @@ func gather(ctx context.Context, c client.Reader) (model.Inputs, error) {
 		ReferenceGrants: pointers(grants.Items),
 		Namespaces:      pointers(namespaces.Items),
 	}, nil
+}
+
+// GatewayCRD is the CustomResourceDefinition whose annotations tell the version of
+// Gateway API: its CRDs come together, and this is the one that matters most.
+// There is no more of it in the cache than its metadata.
+func GatewayCRD() *metav1.PartialObjectMetadata {
+	crd := &metav1.PartialObjectMetadata{Name: "gateways.gateway.networking.k8s.io"}
+	crd.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"})
+	return crd
 }
 
 func pointers[T any](items []T) []*T {
@@ -249,6 +267,7 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 		Watches(&v1alpha1.GatewayConfig{}, everything, spec).
 		Watches(&v1alpha1.ServiceRoute{}, everything, spec).
 		Watches(&gatewayv1.ReferenceGrant{}, everything, spec).
+		Watches(GatewayCRD(), everything, builder.WithPredicates(predicate.AnnotationChangedPredicate{})).
 		Watches(&corev1.Namespace{}, everything, builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		Watches(&corev1.Service{}, service, builder.WithPredicates(serviceSpecChanged)).
 		Watches(&discoveryv1.EndpointSlice{}, endpoints).

@@ -33,11 +33,12 @@ package controllers
 // +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch;delete
 
-// What belongs to no namespace: classes, the labels of namespaces, who an agent
-// is, and who may read metrics.
+// What belongs to no namespace: classes, the version of Gateway API, the labels
+// of namespaces, who an agent is, and who may read metrics.
 //
 // +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=gateway.networking.k8s.io,resources=gatewayclasses,verbs=list;watch
 // +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=gateway.networking.k8s.io,resources=gatewayclasses/status,verbs=patch
+// +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=apiextensions.k8s.io,resources=customresourcedefinitions,resourceNames=gateways.gateway.networking.k8s.io,verbs=list;watch
 // +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups="",resources=namespaces,verbs=list;watch
 // +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=authentication.k8s.io,resources=tokenreviews,verbs=create
 // +kubebuilder:rbac:roleName=meshroute-manager-cluster,groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create

@@ -19,8 +19,11 @@ import (
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
@@ -44,13 +47,16 @@ import (
 )
 
 type operatorOptions struct {
-	namespace      string
-	service        string
-	xdsBind        string
-	certBind       string
-	probeBind      string
-	metricsBind    string
-	pprofBind      string
+	namespace   string
+	service     string
+	xdsBind     string
+	certBind    string
+	probeBind   string
+	metricsBind string
+	pprofBind   string
+	// watchNamespaces are the namespaces that are served; all where empty.
+	watchNamespaces []string
+
 	leaderElection bool
 	podName        string
 	podIP          string
@@ -73,6 +79,7 @@ func operatorCommand() *cobra.Command {
 	flags.StringVar(&options.probeBind, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served")
 	flags.StringVar(&options.metricsBind, "metrics-bind-address", ":8443", "where metrics are served, over TLS, to who may get /metrics; 0 is nowhere")
 	flags.StringVar(&options.pprofBind, "pprof-bind-address", "", "where profiles are served, without authentication; empty is nowhere")
+	flags.StringSliceVar(&options.watchNamespaces, "watch-namespaces", nil, "serve Gateways, routes and Services of these namespaces alone, where the operator may read no others")
 	flags.BoolVar(&options.leaderElection, "leader-elect", false, "let one replica of several write to the API")
 	flags.StringVar(&options.podName, "pod-name", os.Getenv("POD_NAME"), "name of this replica, with --leader-elect")
 	flags.StringVar(&options.podIP, "pod-ip", os.Getenv("POD_IP"), "address of this replica, at which agents report to it while it leads, with --leader-elect")
@@ -81,14 +88,16 @@ func operatorCommand() *cobra.Command {
 	return command
 }
 
-func newScheme() (*runtime.Scheme, error) {
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, gatewayv1.Install, v1alpha1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return nil, err
-		}
-	}
-	return scheme, nil
+// newScheme knows the kinds that the operator works with. ReferenceGrants are the
+// same in both of their versions, and are read in the one that is served.
+func newScheme(grants schema.GroupVersion) (*runtime.Scheme, error) {
+	scheme, gateways := runtime.NewScheme(), schema.GroupVersion(gatewayv1.GroupVersion)
+	scheme.AddKnownTypes(gateways,
+		&gatewayv1.GatewayClass{}, &gatewayv1.GatewayClassList{}, &gatewayv1.Gateway{}, &gatewayv1.GatewayList{})
+	scheme.AddKnownTypes(grants, &gatewayv1.ReferenceGrant{}, &gatewayv1.ReferenceGrantList{})
+	metav1.AddToGroupVersion(scheme, gateways)
+	metav1.AddToGroupVersion(scheme, grants)
+	return scheme, errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme))
 }
 
 // gcPercent lets the heap grow more than Go would before it is collected. What a
@@ -102,10 +111,6 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	}
 	options.service = cmp.Or(options.service, "meshroute-manager."+options.namespace+".svc")
 	log := ctrl.Log.WithName("operator")
-	scheme, err := newScheme()
-	if err != nil {
-		return err
-	}
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("find the API server: %w", err)
@@ -113,6 +118,14 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	// The API server has its own means against too many requests (priority and
 	// fairness); a limit here only makes statuses late.
 	config.QPS = -1
+	grants, err := awaitKinds(ctx, config, options.probeBind)
+	if err != nil {
+		return err
+	}
+	scheme, err := newScheme(grants)
+	if err != nil {
+		return err
+	}
 	toStatus, toGateways := make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1)
 	statusChanged, gatewaysChanged := func() { ring(toStatus) }, func() { ring(toGateways) }
 	direct, err := client.New(config, client.Options{Scheme: scheme})
@@ -129,7 +142,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 		HealthProbeBindAddress: options.probeBind,
 		Metrics:                metricsOptions(options, authority.Authority),
 		PprofBindAddress:       options.pprofBind,
-		Cache:                  cacheOptions(),
+		Cache:                  cacheOptions(options.watchNamespaces),
 	}
 	leader, err := elect(&managerOptions, config, options)
 	if err != nil {
@@ -258,10 +271,23 @@ func metricsOptions(options operatorOptions, authority *identity.Authority) metr
 
 // cacheOptions keep out of memory what is not this operator's: of the kinds
 // that it makes, it watches only what it has made.
-func cacheOptions() cache.Options {
+//
+// namespaces are those that it reads, all where there are none.
+func cacheOptions(namespaces []string) cache.Options {
 	made := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{workload.LabelManagedBy: workload.ManagedBy})}
+	var watched map[string]cache.Config
+	for _, namespace := range namespaces {
+		if watched == nil {
+			watched = map[string]cache.Config{}
+		}
+		watched[namespace] = cache.Config{}
+	}
+	crd := controllers.GatewayCRD()
 	return cache.Options{
 		ByObject: map[client.Object]cache.ByObject{
+			// The only one that it may read.
+			crd: {Field: fields.OneTermEqualSelector("metadata.name", crd.Name)},
+
 			&corev1.ConfigMap{}:                      made,
 			&corev1.ServiceAccount{}:                 made,
 			&appsv1.Deployment{}:                     made,
@@ -269,7 +295,8 @@ func cacheOptions() cache.Options {
 			&corev1.Pod{}:                            made,
 			&policyv1.PodDisruptionBudget{}:          made,
 		},
-		DefaultTransform: cache.TransformStripManagedFields(),
+		DefaultTransform:  cache.TransformStripManagedFields(),
+		DefaultNamespaces: watched,
 	}
 }
 

@@ -138,9 +138,11 @@ func (b *builder) classStatuses() {
 			accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse,
 				string(gatewayv1.GatewayClassReasonInvalidParameters), problem)
 		}
-		b.classList = append(b.classList, ClassStatus{
-			Name: class.Name, Generation: class.Generation, Conditions: []metav1.Condition{accepted},
-		})
+		conditions := []metav1.Condition{accepted}
+		if b.in.GatewayAPI != "" {
+			conditions = append(conditions, supportedVersion(b.in.GatewayAPI))
+		}
+		b.classList = append(b.classList, ClassStatus{Name: class.Name, Generation: class.Generation, Conditions: conditions})
 	}
 }
 

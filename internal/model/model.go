@@ -56,6 +56,10 @@ type Inputs struct {
 	ReferenceGrants []*gatewayv1.ReferenceGrant
 	Namespaces      []*corev1.Namespace
 
+	// GatewayAPI is the version of Gateway API that is installed, as its CRDs
+	// tell it; empty where there are no CRDs, in standalone mode.
+	GatewayAPI string
+
 	// OneHost tells that all gateways listen on one host's own ports, as they
 	// do in standalone mode: listener ports are bound as they are, and two
 	// gateways cannot have the same one.

@@ -7,6 +7,7 @@ package harness
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -49,20 +50,55 @@ omitStages: [RequestReceived]
 rules: [{level: Metadata}]
 `
 
-// StartCluster starts an API server; folder is for its files.
+// StartCluster starts an API server with this repository's CRDs and those of
+// Gateway API; folder is for its files.
 func StartCluster(folder string) (*Cluster, error) {
 	root, err := Root()
 	if err != nil {
 		return nil, err
 	}
+	gatewayAPI, err := GatewayAPI("")
+	if err != nil {
+		return nil, err
+	}
+	return StartBareCluster(folder, filepath.Join(root, "config", "crd", "bases"), gatewayAPI)
+}
+
+// GatewayAPI is the folder of the CRDs of a version of Gateway API, by default
+// the one that this repository is built with.
+func GatewayAPI(version string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	const module = "sigs.k8s.io/gateway-api"
+	var folder string
+	if version == "" {
+		folder, err = moduleFolder(root, module)
+	} else {
+		folder, err = downloaded(module + "@" + version)
+	}
+	return filepath.Join(folder, "config", "crd", "standard"), err
+}
+
+// downloaded is the folder of a version of a module that this one may not use.
+func downloaded(module string) (string, error) {
+	output, err := exec.Command("go", "mod", "download", "-json", module).Output()
+	if err != nil {
+		return "", fmt.Errorf("download %s: %w", module, err)
+	}
+	var found struct{ Dir string }
+	err = json.Unmarshal(output, &found)
+	return found.Dir, err
+}
+
+// StartBareCluster starts an API server with the CRDs of some folders.
+func StartBareCluster(folder string, crds ...string) (*Cluster, error) {
 	assets := os.Getenv("KUBEBUILDER_ASSETS")
 	if assets == "" {
 		return nil, errors.New("KUBEBUILDER_ASSETS is not set: run `make integration`, or set it to what hack/envtest.sh prints")
 	}
-	gatewayAPI, err := moduleFolder(root, "sigs.k8s.io/gateway-api")
-	if err != nil {
-		return nil, err
-	}
+	var err error
 	policy := filepath.Join(folder, "audit-policy.yaml")
 	if err := os.WriteFile(policy, []byte(auditPolicy), 0o600); err != nil {
 		return nil, err
@@ -72,10 +108,7 @@ func StartCluster(folder string) (*Cluster, error) {
 		AuditLog: filepath.Join(folder, "audit.log"),
 		environment: &envtest.Environment{
 			BinaryAssetsDirectory: assets,
-			CRDDirectoryPaths: []string{
-				filepath.Join(root, "config", "crd", "bases"),
-				filepath.Join(gatewayAPI, "config", "crd", "standard"),
-			},
+			CRDDirectoryPaths:     crds,
 			ErrorIfCRDPathMissing: true,
 			// Two busy cores may take their time.
 			ControlPlaneStartTimeout: 2 * time.Minute,

@@ -34,8 +34,9 @@ type Operator struct {
 }
 
 // StartOperator starts the manager against a cluster. It is the ServiceAccount
-// that it is in a cluster, with the permissions of config/rbac and no others.
-func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder string) (*Operator, error) {
+// that it is in a cluster, with the permissions of config/rbac and no others;
+// where that ServiceAccount is there already, it keeps the permissions it has.
+func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder string, flags ...string) (*Operator, error) {
 	kubeconfig, err := c.prepare(ctx, folder)
 	if err != nil {
 		return nil, err
@@ -44,8 +45,8 @@ func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder s
 	if err != nil {
 		return nil, err
 	}
-	return startManager(binaries, folder, "manager", kubeconfig,
-		"--xds-bind-address", "127.0.0.1:"+ports[0], "--certificate-bind-address", "127.0.0.1:"+ports[1])
+	return startManager(binaries, folder, "manager", kubeconfig, append(flags,
+		"--xds-bind-address", "127.0.0.1:"+ports[0], "--certificate-bind-address", "127.0.0.1:"+ports[1])...)
 }
 
 // prepare makes the operator's namespace and permissions, and returns its
@@ -59,10 +60,15 @@ func (c *Cluster) prepare(ctx context.Context, folder string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := c.Kubectl(ctx, "apply", "--server-side", "-k", filepath.Join(root, "config", "rbac")); err != nil {
+	account := client.ObjectKey{Namespace: SystemNamespace, Name: "meshroute-manager"}
+	err = c.Client.Get(ctx, account, &corev1.ServiceAccount{})
+	if apierrors.IsNotFound(err) {
+		_, err = c.Kubectl(ctx, "apply", "--server-side", "-k", filepath.Join(root, "config", "rbac"))
+	}
+	if err != nil {
 		return "", err
 	}
-	return c.kubeconfigOf(ctx, SystemNamespace, "meshroute-manager", folder)
+	return c.kubeconfigOf(ctx, account.Namespace, account.Name, folder)
 }
 
 func startManager(binaries Binaries, folder, name, kubeconfig string, args ...string) (*Operator, error) {
