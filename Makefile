@@ -168,8 +168,8 @@ deploy: install ## Run the operator from the image IMG, with GatewayClass and de
 	$(render) | $(KUBECTL) apply --server-side -f -
 
 .PHONY: undeploy
-undeploy: ## Remove the operator and our CRDs; Gateway API stays.
-	$(render) | $(KUBECTL) delete --ignore-not-found -f -
+undeploy: ## Remove the operator, all that it made, and our CRDs; Gateway API and its objects stay.
+	hack/undeploy.sh
 
 # OVERLAY with the image IMG, through an overlay that is no part of the
 # repository: `kustomize edit` on the original would leave a changed file.

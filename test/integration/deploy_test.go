@@ -236,7 +236,12 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 				objects = append(objects, decode(content)...)
 			}
 			if filepath.Base(folder) != "output" {
-				Expect(apply(ctx, kustomize(folder), "--dry-run=server")).To(HaveLen(len(objects)), "of the files in %s", folder)
+				rendered := kustomize(folder)
+				Expect(apply(ctx, rendered, "--dry-run=server")).To(HaveLen(len(rendered)))
+				for _, object := range objects {
+					Expect(rendered).To(ContainElement(SatisfyAll(
+						HaveField("GetKind()", object.GetKind()), HaveField("GetName()", object.GetName()))), "of the files in %s", folder)
+				}
 				continue
 			}
 			// What the operator writes: it must be as the Go types have it, too,

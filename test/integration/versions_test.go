@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -105,6 +106,13 @@ var _ = Describe("The operator in a cluster", Label("versions"), Ordered, func()
 		Eventually(in(ctx, "get", "gatewayclass", class, supported)).Should(SatisfyAll(
 			HavePrefix("True, False: Gateway API v1.0.0 is installed"), ContainSubstring("update its CRDs")))
 		Eventually(in(ctx, "-n", "shop", "get", "gateway", "edge", `-ojsonpath={.status.conditions[?(@.type=="Accepted")].status}`)).Should(Equal("True"))
+
+		By("leaving it as it is when meshroute is installed")
+		script := exec.CommandContext(ctx, filepath.Join(root(), "hack", "gateway-api.sh"))
+		script.Env = append(os.Environ(), "KUBECTL="+filepath.Join(bare.Assets, "kubectl"), "KUBECONFIG="+bare.Kubeconfig)
+		said, err := script.CombinedOutput()
+		Expect(err).NotTo(HaveOccurred(), "%s", said)
+		Expect(string(said)).To(MatchRegexp("^Gateway API v1.0.0 is there, older than .*, and stays as it is: .*\n$"))
 
 		// Of ReferenceGrants it knows only v1beta1.
 		route := harness.Route("shop", "r", "a.example.com", "app", harness.Parent("shop", "edge"))
