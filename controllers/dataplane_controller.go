@@ -8,9 +8,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -25,6 +27,7 @@ import (
 	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/dataplane"
 	"meshroute.io/meshroute/internal/model"
+	"meshroute.io/meshroute/internal/workload"
 )
 
 // DataplaneReconciler keeps gateways configured. It runs in every replica, so
@@ -40,7 +43,10 @@ type DataplaneReconciler struct {
 
 	// Direct reads from the API server rather than from the cache.
 	Direct client.Reader
+	Clock  clock.PassiveClock
 
+	// first is when the first build was sent, built that agents are served.
+	first time.Time
 	built bool
 	// checked are the generations of routes whose Services were looked for.
 	checked map[model.Key]int64
@@ -54,6 +60,12 @@ const (
 	catchUps = 40
 )
 
+// startWait is how long agents are kept waiting at the start for network
+// policies that are missing, such as all of them after an upgrade from a version
+// that made none. What gateways have serves on meanwhile. After that it counts
+// for more that they get what is new.
+const startWait = 5 * time.Second
+
 // behind tells whether the cache does not know yet of a Service, or its
 // endpoints, that a new route refers to. Each kind comes by a watch of its own:
 // who applies a Service and a route together may see the route arrive first, and
@@ -63,7 +75,7 @@ const (
 // is more to ask than there is time, the others are not kept waiting.
 func (r *DataplaneReconciler) behind(ctx context.Context, in model.Inputs) bool {
 	// At the start the caches were just filled.
-	if r.built && r.waited < catchUps && r.anyBehind(ctx, in) {
+	if !r.first.IsZero() && r.waited < catchUps && r.anyBehind(ctx, in) {
 		r.waited++
 		return true
 	}
@@ -123,10 +135,12 @@ func (r *DataplaneReconciler) serviceBehind(ctx context.Context, key model.Key, 
 }
 
 // dataplaneRequest asks for the endpoints of one Service; for everything, if a
-// route refers to Service; or for everything, where it names no Service.
+// route refers to Service; for what waits for a network policy; or for
+// everything, where it names nothing.
 type dataplaneRequest struct {
 	Service   model.Key
 	Endpoints bool
+	Policy    model.Key
 }
 
 // Reconcile builds everything, or updates the endpoints of one Service.
@@ -134,10 +148,20 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 	if request.Endpoints {
 		return ctrl.Result{}, r.endpoints(ctx, request.Service)
 	}
+	if request.Policy != (model.Key{}) {
+		if wait, build, err := r.policy(ctx, request.Policy); !build || err != nil {
+			return ctrl.Result{RequeueAfter: wait}, err
+		}
+	}
 	// Looked at here rather than when the Service changed, so that a build that
 	// was at work at that moment is taken into account.
 	if request.Service != (model.Key{}) && !r.Dataplane.Refers(request.Service) {
 		return ctrl.Result{}, nil
+	}
+	if r.first.IsZero() {
+		if err := r.policies(ctx); err != nil {
+			return ctrl.Result{}, err
+		}
 	}
 	in, err := gather(ctx, r.Client)
 	if err != nil {
@@ -147,7 +171,7 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 		return ctrl.Result{RequeueAfter: catchUp}, nil
 	}
 	var failed error
-	r.Dataplane.Configure(in, func(service model.Key) []*discoveryv1.EndpointSlice {
+	r.Dataplane.Configure(in, r.Clock.Now(), func(service model.Key) []*discoveryv1.EndpointSlice {
 		found, err := endpointSlices(ctx, r.Client, service)
 		if err != nil {
 			failed = err
@@ -157,12 +181,59 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 	if failed != nil {
 		return ctrl.Result{}, failed
 	}
-	if !r.built {
-		r.built = true
-		close(r.Built)
-	}
 	r.Changed()
-	return ctrl.Result{}, nil
+	return ctrl.Result{RequeueAfter: r.start()}, nil
+}
+
+// start has agents served after the first build, once no gateway would be cut
+// off from what it is told to use. It returns when to look again; 0: not at all.
+func (r *DataplaneReconciler) start() time.Duration {
+	if r.built {
+		return 0
+	}
+	if r.first.IsZero() {
+		r.first = r.Clock.Now()
+	}
+	if !r.Dataplane.AllPoliciesInForce(r.Clock.Now()) && r.Clock.Since(r.first) < startWait {
+		return 20 * time.Millisecond
+	}
+	r.built = true
+	close(r.Built)
+	return 0
+}
+
+// policies reads the network policies that are there at the start: they have
+// been in force for long.
+func (r *DataplaneReconciler) policies(ctx context.Context) error {
+	var list networkingv1.NetworkPolicyList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("read NetworkPolicies: %w", err)
+	}
+	for i := range list.Items {
+		if policy := workload.ReadPolicy(&list.Items[i]); policy != nil {
+			r.Dataplane.SetPolicy(keyOf(&list.Items[i]), policy, time.Time{})
+		}
+	}
+	return nil
+}
+
+// policy takes note of a network policy. It tells whether to build because of
+// it, now or after a wait.
+func (r *DataplaneReconciler) policy(ctx context.Context, key model.Key) (wait time.Duration, build bool, err error) {
+	var object networkingv1.NetworkPolicy
+	err = r.Client.Get(ctx, client.ObjectKey{Namespace: key.Namespace, Name: key.Name}, &object, client.UnsafeDisableDeepCopy)
+	if client.IgnoreNotFound(err) != nil {
+		return 0, false, fmt.Errorf("read NetworkPolicy %s: %w", key, err)
+	}
+	var policy *model.Policy
+	if err == nil {
+		policy = workload.ReadPolicy(&object)
+	}
+	if r.Dataplane.SetPolicy(key, policy, r.Clock.Now()) {
+		r.Changed()
+	}
+	wait, waiting := r.Dataplane.Waiting(r.Clock.Now())
+	return wait, waiting && wait == 0, nil
 }
 
 func (r *DataplaneReconciler) endpoints(ctx context.Context, service model.Key) error {
@@ -170,7 +241,7 @@ func (r *DataplaneReconciler) endpoints(ctx context.Context, service model.Key) 
 	if err != nil {
 		return err
 	}
-	if r.Dataplane.SetEndpoints(service, found) {
+	if r.Dataplane.SetEndpoints(service, found, r.Clock.Now()) {
 		r.Changed()
 	}
 	return nil
@@ -258,6 +329,9 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 			Namespace: object.GetNamespace(), Name: object.GetLabels()[discoveryv1.LabelServiceName],
 		}}}
 	})
+	policy := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
+		return []dataplaneRequest{{Policy: keyOf(object)}}
+	})
 	// Statuses are written by this operator: they are no news to it.
 	spec := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))
 	return builder.TypedControllerManagedBy[dataplaneRequest](mgr).
@@ -271,6 +345,7 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 		Watches(&corev1.Namespace{}, everything, builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		Watches(&corev1.Service{}, service, builder.WithPredicates(serviceSpecChanged)).
 		Watches(&discoveryv1.EndpointSlice{}, endpoints).
+		Watches(&networkingv1.NetworkPolicy{}, policy).
 		WatchesRawSource(startSource{}).
 		WithOptions(controller.TypedOptions[dataplaneRequest]{
 			// One at a time: what is built must not be overtaken by what was
@@ -291,10 +366,11 @@ func (startSource) Start(_ context.Context, queue workqueue.TypedRateLimitingInt
 	return nil
 }
 
-// serviceSpecChanged drops changes of a Service's status; Services have no
-// generation to tell.
+// serviceSpecChanged drops changes of a Service's status and of labels that mean
+// nothing here; Services have no generation to tell.
 var serviceSpecChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 	before, ok := e.ObjectOld.(*corev1.Service)
 	after, ok2 := e.ObjectNew.(*corev1.Service)
-	return !ok || !ok2 || !sameService(before, after)
+	return !ok || !ok2 || !sameService(before, after) ||
+		before.Labels[v1alpha1.IsolationLabel] != after.Labels[v1alpha1.IsolationLabel]
 }}

@@ -1,10 +1,11 @@
 // Package controllers is where the operator reads from and writes to the API
 // server; what to do is decided by the pure packages.
 //
-//	dataplane_controller.go  every replica: objects ─► dataplane ─► agents
-//	gateway_controller.go    the leader: Gateways ─► Deployments, Services, …
-//	status_controller.go     the leader: what was judged and observed ─► statuses, MeshRoutes
-//	authority.go             every replica: the CA's Secret, and agents' tokens
+//	dataplane_controller.go      every replica: objects ─► dataplane ─► agents
+//	gateway_controller.go        the leader: Gateways ─► Deployments, Services, …
+//	networkpolicy_controller.go  the leader: routes ─► NetworkPolicies of backends
+//	status_controller.go         the leader: what was judged and observed ─► statuses, MeshRoutes
+//	authority.go                 every replica: the CA's Secret, and agents' tokens
 //
 // The first has the configuration path for itself: no status write is ever
 // waited for before a gateway is told what is new.
@@ -32,6 +33,7 @@ package controllers
 // +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups=networking.k8s.io,resources=networkpolicies,verbs=get;list;watch;create;patch;delete
 
 // What belongs to no namespace: classes, the version of Gateway API, the labels
 // of namespaces, who an agent is, and who may read metrics.

@@ -12,10 +12,12 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -49,6 +51,7 @@ type GatewayReconciler struct {
 	// Direct reads from the API server rather than from the cache.
 	Direct    client.Reader
 	Dataplane *dataplane.Dataplane
+	Clock     clock.PassiveClock
 	// Options returns what all gateways have in common; the roots among it
 	// change with the authority.
 	Options func() workload.Options
@@ -72,20 +75,21 @@ const refusedAgain = 15 * time.Second
 func (r *GatewayReconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	key := model.Key{Namespace: request.Namespace, Name: request.Name}
 	result := r.Dataplane.Result()
+	var again time.Duration
 	var refused *model.Trouble
 	var failed error
 	if i := slices.IndexFunc(result.Gateways, func(gw model.Gateway) bool { return gw.Key == key }); i >= 0 {
 		gw := result.Gateways[i]
-		refused, failed = r.applyObjects(ctx, gw)
+		again, refused, failed = r.applyObjects(ctx, gw)
 		failed = errors.Join(failed, r.sweep(ctx, key, workload.Name(gw.Name, gw.Class)))
 	} else if slices.Contains(result.Foreign, key) {
 		failed = r.sweep(ctx, key, "")
 	}
 	r.note(key, refused)
 	if refused != nil && failed == nil {
-		return ctrl.Result{RequeueAfter: refusedAgain}, nil
+		again = cmp.Or(again, refusedAgain)
 	}
-	return ctrl.Result{}, failed
+	return ctrl.Result{RequeueAfter: again}, failed
 }
 
 // Refusal tells why an object of a Gateway was refused; nil where none was.
@@ -149,10 +153,10 @@ func (r *GatewayReconciler) sweep(ctx context.Context, gateway model.Key, name s
 }
 
 // applyObjects returns the first object that was refused, and what failed
-// otherwise.
-func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) (*model.Trouble, error) {
+// otherwise; and when to apply again what has to wait, or 0.
+func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) (time.Duration, *model.Trouble, error) {
 	if gw.Infrastructure == nil {
-		return nil, nil // how is not known at the moment, which its status says
+		return 0, nil, nil // how is not known at the moment, which its status says
 	}
 	options := r.Options()
 	encoded, err := envoy.Bootstrap(envoy.BootstrapOptions{
@@ -163,11 +167,15 @@ func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) 
 		ProbePort:   model.ProbePort,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("bootstrap of Gateway %s: %w", gw.Key, err)
+		return 0, nil, fmt.Errorf("bootstrap of Gateway %s: %w", gw.Key, err)
 	}
 	bootstrap := string(encoded)
 	if err := r.autoscale(ctx, gw); err != nil {
-		return nil, err
+		return 0, nil, err
+	}
+	again, policy, err := r.restriction(ctx, gw, options)
+	if err != nil {
+		return 0, nil, err
 	}
 	var refused *refusal
 	var failed []error
@@ -185,16 +193,64 @@ func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) 
 	if gw.Infrastructure.Autoscaling != nil {
 		objects = append(objects, applied{workload.HorizontalPodAutoscaler(gw), &autoscalingv2.HorizontalPodAutoscaler{}})
 	}
+	if policy != nil {
+		objects = append([]applied{{policy, &networkingv1.NetworkPolicy{}}}, objects...)
+	}
+	unrestricted := false
 	for _, object := range objects {
+		if _, pods := object.live.(*appsv1.Deployment); pods && unrestricted {
+			// Pods that run stay as they are; none come to be without the policy.
+			break
+		}
 		// One object that cannot be applied is no reason to leave out another.
 		err := r.applier.apply(ctx, object.desired, object.live)
+		if _, restricts := object.live.(*networkingv1.NetworkPolicy); restricts {
+			unrestricted = err != nil
+		}
 		if found, is := errors.AsType[*refusal](err); is {
 			refused = cmp.Or(refused, found)
 		} else {
 			failed = append(failed, err)
 		}
 	}
-	return (*model.Trouble)(refused), errors.Join(failed...)
+	return again, (*model.Trouble)(refused), errors.Join(failed...)
+}
+
+// restriction is the policy that restricts a gateway's pods: applied before there
+// are any, or else once the policies that let them reach their backends are in
+// force. The other way round they would be cut off in between. It is nil where it
+// is not wanted, or has to wait, and again is for how long. (One that is not
+// wanted any more is removed with backends' policies.)
+func (r *GatewayReconciler) restriction(ctx context.Context, gw model.Gateway, options workload.Options) (
+	again time.Duration, policy runtime.ApplyConfiguration, err error,
+) {
+	if !gw.Infrastructure.NetworkPolicy.Restricted {
+		return 0, nil, nil
+	}
+	if !r.Dataplane.PoliciesInForce(gw.Key, r.Clock.Now()) {
+		name := workload.PolicyKey(gw)
+		key := client.ObjectKey{Namespace: name.Namespace, Name: name.Name}
+		without, err := missing(ctx, r.Client, key, &networkingv1.NetworkPolicy{})
+		if err != nil {
+			return 0, nil, err
+		}
+		fresh, err := missing(ctx, r.Client, key, &appsv1.Deployment{}) // of the same name
+		if err != nil {
+			return 0, nil, err
+		}
+		if without && !fresh {
+			return 100 * time.Millisecond, nil, nil
+		}
+	}
+	return 0, workload.GatewayPolicy(gw, options), nil
+}
+
+func missing(ctx context.Context, c client.Reader, key client.ObjectKey, object client.Object) (bool, error) {
+	err := c.Get(ctx, key, object)
+	if client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("read %T %s: %w", object, key, err)
+	}
+	return err != nil, nil
 }
 
 // autoscale prepares a Deployment for who chooses its number of pods. A field
@@ -272,6 +328,7 @@ func (r *GatewayReconciler) SetupWithManager(mgr manager.Manager) error {
 		Owns(&policyv1.PodDisruptionBudget{}, owned).
 		Owns(&appsv1.Deployment{}, owned).
 		Owns(&autoscalingv2.HorizontalPodAutoscaler{}, owned).
+		Owns(&networkingv1.NetworkPolicy{}, owned).
 		WatchesRawSource(source.Channel(r.Changed, all)).
 		Complete(reconcile.Func(r.Reconcile))
 }

@@ -9,6 +9,14 @@ const ControllerName = "meshroute.io/gateway-controller"
 // value is not looked at.
 const DefaultGatewayLabel = "meshroute.io/default-gateway"
 
+// IsolationLabel, with the value IsolationGateway, on a Service asks that its
+// pods answer only the gateways that route to it
+// (GatewayConfig.spec.networkPolicy.backends).
+const (
+	IsolationLabel   = "meshroute.io/isolation"
+	IsolationGateway = "gateway"
+)
+
 // MeshRouteStatusName is the name of the MeshRoute that sums up its namespace.
 // No ServiceRoute may have it.
 const MeshRouteStatusName = "status"
@@ -31,6 +39,9 @@ const (
 	// ConditionPartiallyInvalid is present, and True, only while a part of the
 	// object is left out and the rest serves.
 	ConditionPartiallyInvalid = "PartiallyInvalid"
+	// ConditionBackendsIsolated is present on a route whose backends' pods are to
+	// answer gateways alone, and tells whether a policy for all of them is made.
+	ConditionBackendsIsolated = "BackendsIsolated"
 )
 
 // Reasons of conditions, beside those that Gateway API defines.
@@ -78,6 +89,14 @@ const (
 	ReasonNameTaken = "NameTaken"
 	// ReasonWaiting: the newest configuration is on its way to gateway pods.
 	ReasonWaiting = "Waiting"
+	// ReasonWaitingForNetworkPolicy: requests are sent to a backend only once the
+	// policy that lets the gateway's pods reach it is there.
+	ReasonWaitingForNetworkPolicy = "WaitingForNetworkPolicy"
+	// ReasonIsolated: policies let only gateways reach the backends' pods.
+	ReasonIsolated = "Isolated"
+	// ReasonNoSelector: a Service that is to be isolated has no selector, so it
+	// is not known which pods are meant.
+	ReasonNoSelector = "NoSelector"
 	// ReasonRefused: Envoy refused the configuration; the previous one serves on.
 	ReasonRefused = "RefusedByEnvoy"
 )

@@ -96,6 +96,11 @@ type GatewayConfigSpec struct {
 	// +kubebuilder:validation:MaxItems=64
 	// +kubebuilder:validation:XValidation:rule="self.all(a, !has(a.nodePort) || self.exists_one(b, has(b.nodePort) && a.nodePort == b.nodePort))",message="ports: two ports cannot have the same nodePort"
 	Ports []GatewayPort `json:"ports,omitempty"`
+
+	// NetworkPolicy says which network policies are made from the routes.
+	//
+	// +optional
+	NetworkPolicy *NetworkPolicy `json:"networkPolicy,omitempty"`
 }
 
 // Autoscaling is what a HorizontalPodAutoscaler goes by. Where load is measured
@@ -137,6 +142,56 @@ type Autoscaling struct {
 	// +kubebuilder:validation:Maximum=1000
 	TargetMemoryUtilizationPercentage *int32 `json:"targetMemoryUtilizationPercentage,omitempty"`
 }
+
+// NetworkPolicy says which network policies (networking.k8s.io/v1) are made from
+// the routes. They do something only where the cluster's network plugin enforces
+// them.
+type NetworkPolicy struct {
+	// Gateway is about the gateway's own pods. Enforce, which counts when left
+	// out: they are reached on the listeners' ports alone, and reach nothing but
+	// the backends of their routes, the operator and DNS. Off: no policy is made.
+	//
+	// +optional
+	Gateway *GatewayPolicy `json:"gateway,omitempty"`
+
+	// Backends is about the pods that routes lead to. OptIn, which counts when
+	// left out: the pods of a Service with the label meshroute.io/isolation:
+	// gateway answer only the gateways that route to it, on the routed ports.
+	// All: so do those of every Service that a route of its own namespace leads
+	// to; Services reached by ReferenceGrants alone still need the label, because
+	// who may reach its pods is for their namespace to say. Off: no policy is
+	// made on this gateway's account.
+	//
+	// +optional
+	Backends *BackendPolicy `json:"backends,omitempty"`
+}
+
+// GatewayPolicy says whether a gateway's own pods are restricted.
+//
+// +kubebuilder:validation:Enum=Enforce;Off
+type GatewayPolicy string
+
+const (
+	// GatewayPolicyEnforce restricts them to what their routes need.
+	GatewayPolicyEnforce GatewayPolicy = "Enforce"
+	// GatewayPolicyOff leaves them alone.
+	GatewayPolicyOff GatewayPolicy = "Off"
+)
+
+// BackendPolicy says which backends' pods answer gateways alone.
+//
+// +kubebuilder:validation:Enum=OptIn;All;Off
+type BackendPolicy string
+
+const (
+	// BackendPolicyOptIn isolates Services that carry the label IsolationLabel.
+	BackendPolicyOptIn BackendPolicy = "OptIn"
+	// BackendPolicyAll isolates every Service that a route of its own namespace
+	// leads to, and those with the label.
+	BackendPolicyAll BackendPolicy = "All"
+	// BackendPolicyOff isolates none.
+	BackendPolicyOff BackendPolicy = "Off"
+)
 
 // Resources are compute resources of a container.
 //

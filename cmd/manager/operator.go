@@ -12,12 +12,14 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -126,7 +128,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	if err != nil {
 		return err
 	}
-	toStatus, toGateways := make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1)
+	toStatus, toGateways, toPolicies := make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1)
 	statusChanged, gatewaysChanged := func() { ring(toStatus) }, func() { ring(toGateways) }
 	direct, err := client.New(config, client.Options{Scheme: scheme})
 	if err != nil {
@@ -155,18 +157,25 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 
 	server := xds.NewServer(peer, ctrl.Log.WithName("xds"))
 	server.OnAcks = func(xds.Gateway) { statusChanged() }
-	plane := dataplane.New(server)
+	plane := dataplane.New(server, &dataplane.PolicyNames{
+		Gateway: workload.PolicyKey, Egress: workload.EgressKey, Isolation: workload.IsolationKey, Pods: workload.Pods,
+	})
 
 	built := make(chan struct{})
 	gateways := &controllers.GatewayReconciler{
 		Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Changed: toGateways, RefusalChanged: statusChanged,
+		Clock: clock.RealClock{},
 	}
 	xdsPort, certPort := portOf(options.xdsBind), portOf(options.certBind)
+	managerPorts, err := portNumbers(xdsPort, certPort)
+	if err != nil {
+		return err
+	}
 	for _, setup := range []func() error{
 		func() error {
 			return (&controllers.DataplaneReconciler{
-				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Built: built,
-				Changed: func() { statusChanged(); gatewaysChanged() },
+				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Built: built, Clock: clock.RealClock{},
+				Changed: func() { ring(toPolicies); statusChanged(); gatewaysChanged() },
 			}).SetupWithManager(ctx, mgr)
 		},
 		func() error {
@@ -177,9 +186,18 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 					CertificateURL: "https://" + net.JoinHostPort(options.service, certPort),
 					ServerName:     options.service,
 					Roots:          string(authority.RootsPEM()),
+
+					ManagerNamespace: options.namespace,
+					ManagerPorts:     managerPorts,
 				}
 			}
 			return gateways.SetupWithManager(mgr)
+		},
+		func() error {
+			return (&controllers.NetworkPolicyReconciler{
+				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Changed: toPolicies, RefusalChanged: statusChanged,
+				Clock: clock.RealClock{},
+			}).SetupWithManager(mgr)
 		},
 		func() error {
 			return (&controllers.StatusReconciler{
@@ -294,6 +312,7 @@ func cacheOptions(namespaces []string) cache.Options {
 			&autoscalingv2.HorizontalPodAutoscaler{}: made,
 			&corev1.Pod{}:                            made,
 			&policyv1.PodDisruptionBudget{}:          made,
+			&networkingv1.NetworkPolicy{}:            made,
 		},
 		DefaultTransform:  cache.TransformStripManagedFields(),
 		DefaultNamespaces: watched,
@@ -306,6 +325,18 @@ func portOf(address string) string {
 		return address
 	}
 	return port
+}
+
+func portNumbers(ports ...string) ([]int32, error) {
+	numbers := make([]int32, len(ports))
+	for i, port := range ports {
+		number, err := strconv.ParseUint(port, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("port %q on which agents are served: %w", port, err)
+		}
+		numbers[i] = int32(number)
+	}
+	return numbers, nil
 }
 
 // peer tells which gateway pod is at the other end of an xDS stream.

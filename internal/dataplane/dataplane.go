@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/envoy"
 	"meshroute.io/meshroute/internal/model"
 	"meshroute.io/meshroute/internal/xds"
@@ -35,11 +36,21 @@ type Dataplane struct {
 	gateways map[model.Key]*gateway
 	// endpoints by cluster, with the resource made of them. Clusters of the
 	// same name are the same in every gateway.
-	endpoints map[string]clusterEndpoints
+	endpoints map[string]*clusterEndpoints
 	// uses tells which clusters a Service's endpoints go to.
 	uses map[model.Key][]model.Cluster
 	// referred are all Services that routes refer to, be they there or not.
 	referred map[model.Key]bool
+
+	// names of network policies; nil where there are none.
+	names *PolicyNames
+	// policies in the cluster, and what of them is unwanted.
+	policies  map[model.Key]observedPolicy
+	lingering map[ruleOf]lingering
+	// refusals are why the API server does not take some of them.
+	refusals map[model.Key]string
+	// built: the first build was sent.
+	built bool
 }
 
 type clusterEndpoints struct {
@@ -51,9 +62,18 @@ type clusterEndpoints struct {
 // gateway remembers with which sequence of the xDS server a gateway, and each
 // of its routes, last changed.
 type gateway struct {
-	clusters []model.Cluster
-	since    uint64
-	routes   map[model.Key]routeSince
+	// model is what is wanted of it, as built last; told is what its pods were
+	// told, which differs while routes wait for network policies.
+	model, told model.Gateway
+	peer        model.Peer // its pods
+	reach       map[string]*reach
+	since       uint64
+	latest      uint64 // sequence, endpoints included
+	routes      map[model.Key]routeSince
+	// released are the gateway's routes in the version that it was told; held
+	// are those of which there is a newer one that waits for a network policy.
+	released map[model.Key]*v1alpha1.ServiceRoute
+	held     map[model.Key]bool
 
 	translator envoy.Translator
 	// seen are the pods that are, or were not long ago, connected.
@@ -100,20 +120,26 @@ type routeSince struct {
 	sequence uint64
 }
 
-// New returns a Dataplane that tells server's agents what they are to do.
-func New(server *xds.Server) *Dataplane {
+// New returns a Dataplane that tells server's agents what they are to do. names
+// is nil where no network policies are made.
+func New(server *xds.Server, names *PolicyNames) *Dataplane {
 	return &Dataplane{
 		server:    server,
 		gateways:  map[model.Key]*gateway{},
-		endpoints: map[string]clusterEndpoints{},
+		endpoints: map[string]*clusterEndpoints{},
 		uses:      map[model.Key][]model.Cluster{},
+		names:     names,
+		policies:  map[model.Key]observedPolicy{},
+		refusals:  map[model.Key]string{},
 	}
 }
 
 // Configure builds everything anew and sends each gateway what has changed.
 // slicesOf returns the EndpointSlices of a Service; it is asked only for
 // Services that come into use: what changes later is told by SetEndpoints.
-func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
+// The first build is sent as it is: what network policies have to wait for is
+// not known before.
+func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
 	result := model.Build(in)
 
 	d.mu.Lock()
@@ -122,26 +148,45 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 	for _, gw := range result.Gateways {
 		known := d.gateways[gw.Key]
 		if known == nil {
-			known = &gateway{seen: map[string]seenPod{}}
+			known = &gateway{seen: map[string]seenPod{}, reach: map[string]*reach{}}
 			d.gateways[gw.Key] = known
 		}
-		known.clusters = gw.Clusters
+		known.model = gw
+		if d.names != nil {
+			known.peer = d.names.Pods(gw)
+		}
 	}
-	d.setUses(result.Gateways, slicesOf)
+	d.setUses(slicesOf)
 	for _, gw := range result.Gateways {
 		known := d.gateways[gw.Key]
-		resources := known.translator.Translate(gw)
-		assignments := make(map[string]proto.Message, len(gw.Clusters))
-		for _, cluster := range gw.Clusters {
+		d.setReaches(known, gw, now)
+		if known.hold(result.Routes, in.ServiceRoutes, !d.built); len(known.held) > 0 {
+			known.told = known.withoutHeld(in)
+		} else {
+			known.told = gw
+		}
+	}
+	// An earlier version of a route that waits may lead elsewhere.
+	d.setUses(slicesOf)
+	for _, gw := range result.Gateways {
+		known := d.gateways[gw.Key]
+		if len(known.held) > 0 {
+			d.setReaches(known, known.told, now)
+		}
+		known.pruneReaches()
+		resources := known.translator.Translate(known.told)
+		assignments := make(map[string]proto.Message, len(known.told.Clusters))
+		for _, cluster := range known.told.Clusters {
 			if cluster.DNSName == "" {
-				assignments[cluster.Name] = d.endpoints[cluster.Name].resource
+				assignments[cluster.Name] = known.reach[cluster.Name].resource
 			}
 		}
 		resources[resource.EndpointType] = assignments
 		change := d.server.Set(xds.Gateway(gw.Key), resources)
-		known.since = change.Sequence
+		known.since, known.latest = change.Sequence, change.Sequence
 		known.note(gw.Key, result.Routes, change.Sequence)
 	}
+	d.built = true
 	d.result = result
 	d.referred = make(map[model.Key]bool, len(result.Routes))
 	for _, route := range result.Routes {
@@ -151,11 +196,109 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 	}
 }
 
+// setReaches brings up to date how a gateway gets to the clusters of what it is
+// to be told.
+func (d *Dataplane) setReaches(known *gateway, of model.Gateway, now time.Time) {
+	services := make(map[model.Key]model.BackendService, len(of.Services))
+	for _, service := range of.Services {
+		services[service.Key] = service
+	}
+	for _, cluster := range of.Clusters {
+		d.setReach(known, cluster, services[cluster.Service], now, !d.built)
+	}
+}
+
+// pruneReaches forgets the clusters that are neither wanted nor told.
+func (g *gateway) pruneReaches() {
+	const wanted, told = 1, 2
+	uses := make(map[string]int, len(g.reach))
+	for _, cluster := range g.model.Clusters {
+		uses[cluster.Name] = wanted
+	}
+	for _, cluster := range g.told.Clusters {
+		uses[cluster.Name] |= told
+	}
+	for name, r := range g.reach {
+		if uses[name] == 0 {
+			delete(g.reach, name)
+		}
+		r.told = uses[name]&told != 0
+	}
+}
+
+// hold finds out which routes have to wait: they lead to a cluster that no policy
+// lets the gateway reach yet, and it was not told of this version of them before.
+// Of the others it notes that they are released; none waits where everything is.
+func (g *gateway) hold(routes []model.RouteStatus, sources []*v1alpha1.ServiceRoute, everything bool) {
+	newest := make(map[model.Key]*v1alpha1.ServiceRoute, len(sources))
+	for _, source := range sources {
+		newest[model.Key{Namespace: source.Namespace, Name: source.Name}] = source
+	}
+	released := make(map[model.Key]*v1alpha1.ServiceRoute, len(g.released))
+	g.held = nil
+	for _, route := range routes {
+		if !route.AttachedTo(g.model.Key) {
+			continue
+		}
+		source, before := newest[route.Key], g.released[route.Key]
+		if before != nil && before.UID != source.UID {
+			before = nil // another of the same name
+		}
+		known := before != nil && before.Generation == source.Generation
+		if everything || known || g.waitsFor(route.Backends) == nil {
+			released[route.Key] = source
+			continue
+		}
+		if g.held == nil {
+			g.held = map[model.Key]bool{}
+		}
+		g.held[route.Key] = true
+		if before != nil {
+			released[route.Key] = before
+		}
+	}
+	g.released = released
+}
+
+// waitsFor returns what requests to backends wait for, or nil.
+func (g *gateway) waitsFor(backends []model.BackendStatus) *reach {
+	for _, backend := range backends {
+		if backend.Cluster == nil || backend.Idle {
+			continue
+		}
+		if r := g.reach[backend.Cluster.Name]; r != nil && r.pending() {
+			return r
+		}
+	}
+	return nil
+}
+
+// withoutHeld is the gateway with what is released of the routes that wait.
+func (g *gateway) withoutHeld(in model.Inputs) model.Gateway {
+	routes := make([]*v1alpha1.ServiceRoute, 0, len(in.ServiceRoutes))
+	for _, route := range in.ServiceRoutes {
+		key := model.Key{Namespace: route.Namespace, Name: route.Name}
+		if g.held[key] {
+			if route = g.released[key]; route == nil {
+				continue
+			}
+		}
+		routes = append(routes, route)
+	}
+	in.ServiceRoutes = routes
+	for _, gw := range model.Build(in).Gateways {
+		if gw.Key == g.model.Key {
+			return gw
+		}
+	}
+	return g.model // no route makes a gateway invalid
+}
+
 // setUses finds out which Services are in use, and reads the endpoints of those
 // that were not before, or not by this name of their port.
-func (d *Dataplane) setUses(valid []model.Gateway, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
+func (d *Dataplane) setUses(slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
 	uses := make(map[model.Key][]model.Cluster, len(d.uses))
-	endpoints := make(map[string]clusterEndpoints, len(d.endpoints))
+	endpoints := make(map[string]*clusterEndpoints, len(d.endpoints))
 	use := func(clusters []model.Cluster) {
 		for _, cluster := range clusters {
 			if _, seen := endpoints[cluster.Name]; seen || cluster.DNSName != "" {
@@ -169,19 +312,22 @@ func (d *Dataplane) setUses(valid []model.Gateway, slicesOf func(model.Key) []*d
 			uses[cluster.Service] = append(uses[cluster.Service], cluster)
 		}
 	}
-	// What an invalid gateway has of a cluster may be out of date.
-	for _, gw := range valid {
-		use(gw.Clusters)
-	}
-	for _, gw := range d.gateways {
-		use(gw.clusters)
+	// Where one has an older idea of a cluster than another, the newest counts.
+	for _, newest := range []bool{true, false} {
+		for _, gw := range d.gateways {
+			if newest {
+				use(gw.model.Clusters)
+			} else {
+				use(gw.told.Clusters)
+			}
+		}
 	}
 	d.uses, d.endpoints = uses, endpoints
 }
 
-func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSlice) clusterEndpoints {
+func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSlice) *clusterEndpoints {
 	set := model.Endpoints(cluster, found)
-	return clusterEndpoints{cluster: cluster, set: set, resource: envoy.Endpoints(cluster.Name, set.Serving)}
+	return &clusterEndpoints{cluster: cluster, set: set, resource: envoy.Endpoints(cluster.Name, set.Serving)}
 }
 
 // note remembers the sequence for those routes that changed. A route that did
@@ -190,17 +336,14 @@ func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSli
 func (g *gateway) note(key model.Key, routes []model.RouteStatus, sequence uint64) {
 	noted := make(map[model.Key]routeSince, len(g.routes))
 	for _, route := range routes {
-		for _, parent := range route.Parents {
-			if parent.Gateway == nil || *parent.Gateway != key {
-				continue
-			}
-			before, known := g.routes[route.Key]
-			if !known || !before.status.SameConfiguration(route) {
-				before = routeSince{status: route, sequence: sequence}
-			}
-			noted[route.Key] = before
-			break
+		if !route.AttachedTo(key) {
+			continue
 		}
+		before, known := g.routes[route.Key]
+		if !g.held[route.Key] && (!known || !before.status.SameConfiguration(route)) {
+			before = routeSince{status: route, sequence: sequence}
+		}
+		noted[route.Key] = before
 	}
 	g.routes = noted
 }
@@ -225,29 +368,31 @@ func (d *Dataplane) forget(in model.Inputs, foreign []model.Key) {
 }
 
 // SetEndpoints takes the EndpointSlices of a Service and sends the endpoints
-// that changed to the gateways that use it; nothing else is built anew. It
-// tells whether anything changed.
-func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.EndpointSlice) bool {
+// that changed to the gateways that use it, as far as network policies let these
+// reach them; nothing else is built anew. It tells whether anything changed.
+func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.EndpointSlice, now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	changed := false
 	for _, cluster := range d.uses[service] {
-		before, now := d.endpoints[cluster.Name], newClusterEndpoints(cluster, found)
-		if reflect.DeepEqual(before.set, now.set) {
+		before, after := d.endpoints[cluster.Name], newClusterEndpoints(cluster, found)
+		if reflect.DeepEqual(before.set, after.set) {
 			continue
 		}
 		changed = true
-		if proto.Equal(before.resource, now.resource) {
-			now.resource = before.resource // only endpoints that get no requests changed
+		if proto.Equal(before.resource, after.resource) {
+			after.resource = before.resource // only endpoints that get no requests changed
 		}
-		d.endpoints[cluster.Name] = now
-		if now.resource == before.resource {
-			continue
-		}
+		d.endpoints[cluster.Name] = after
 		for key, gw := range d.gateways {
-			if slices.ContainsFunc(gw.clusters, func(c model.Cluster) bool { return c.Name == cluster.Name }) {
-				d.server.Update(xds.Gateway(key), resource.EndpointType,
-					map[string]proto.Message{cluster.Name: now.resource})
+			r := gw.reach[cluster.Name]
+			if r == nil {
+				continue
+			}
+			had := r.resource
+			if d.setReach(gw, cluster, r.service, now, false); r.told && r.resource != had {
+				gw.latest = d.server.Update(xds.Gateway(key), resource.EndpointType,
+					map[string]proto.Message{cluster.Name: r.resource}).Sequence
 			}
 		}
 	}
@@ -275,7 +420,9 @@ func (d *Dataplane) Observe(now time.Time, workloads map[model.Key]model.Workloa
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	acks := make(map[model.Key][]xds.PodAck, len(d.gateways))
+	waiting := make(map[model.Key]map[model.Key]string, len(d.gateways))
 	for key, gw := range d.gateways {
+		waiting[key] = d.waiting(gw, now)
 		pods, away := gw.pods(d.server.Acks(xds.Gateway(key)).Pods, now)
 		acks[key] = pods
 		if away {
@@ -297,7 +444,11 @@ func (d *Dataplane) Observe(now time.Time, workloads map[model.Key]model.Workloa
 		},
 		RouteProgress: func(key, route model.Key) model.Progress {
 			if gw := d.gateways[key]; gw != nil {
-				return progress(acks[key], gw.routes[route].sequence)
+				progress := progress(acks[key], gw.routes[route].sequence)
+				if progress.Waiting = waiting[key][route]; progress.Waiting != "" {
+					progress.Acknowledged = 0
+				}
+				return progress
 			}
 			return model.Progress{}
 		},

@@ -50,6 +50,8 @@ type gateway struct {
 	listeners []*listener
 	ports     map[int32]*port
 	clusters  map[string]Cluster
+	services  map[Key]BackendService
+	isolation v1alpha1.BackendPolicy
 }
 
 // listener is a listener that serves.
@@ -164,14 +166,15 @@ func (b *builder) gateways() {
 			status:   GatewayStatus{Key: key, Generation: source.Generation},
 			ports:    map[int32]*port{},
 			clusters: map[string]Cluster{},
+			services: map[Key]BackendService{},
 		}
 		b.built[key] = gw
 		b.listeners(gw, taken)
 
 		accepted := condition(v1alpha1.ConditionAccepted, metav1.ConditionTrue,
 			string(gatewayv1.GatewayReasonAccepted), "the Gateway is valid")
-		infrastructure, problem := b.infrastructure(class, source)
-		gw.model.Infrastructure = infrastructure
+		infrastructure, isolation, problem := b.infrastructure(class, source)
+		gw.model.Infrastructure, gw.isolation = infrastructure, isolation
 		switch {
 		case problem != "":
 			accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse,
@@ -370,5 +373,9 @@ func (gw *gateway) finish() Gateway {
 		model.Clusters = append(model.Clusters, cluster)
 	}
 	slices.SortFunc(model.Clusters, func(a, b Cluster) int { return cmp.Compare(a.Name, b.Name) })
+	for _, service := range gw.services {
+		model.Services = append(model.Services, service)
+	}
+	slices.SortFunc(model.Services, func(a, b BackendService) int { return compareKeys(a.Key, b.Key) })
 	return model
 }

@@ -23,8 +23,10 @@ type EndpointSet struct {
 	// is ready, those that are terminating but still serve, so that the last
 	// pod of a rollout is not cut off.
 	Serving []Endpoint
-	// Ready endpoints, and all there are.
-	Ready, Total int
+	// All endpoints, whatever their state, sorted and without zones.
+	All []Endpoint
+	// Ready endpoints.
+	Ready int
 }
 
 // Endpoints reads the endpoints of a cluster from the EndpointSlices of its
@@ -69,9 +71,10 @@ func Endpoints(cluster Cluster, slicesOfService []*discoveryv1.EndpointSlice) En
 		}
 	}
 
-	set := EndpointSet{Total: len(found)}
+	var set EndpointSet
 	var draining []Endpoint
 	for endpoint, is := range found {
+		set.All = append(set.All, endpoint)
 		endpoint.Zone = is.zone
 		switch {
 		case is.ready:
@@ -84,10 +87,13 @@ func Endpoints(cluster Cluster, slicesOfService []*discoveryv1.EndpointSlice) En
 	if set.Ready == 0 {
 		set.Serving = draining
 	}
-	slices.SortFunc(set.Serving, func(a, b Endpoint) int {
-		return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
-	})
+	slices.SortFunc(set.Serving, compareEndpoints)
+	slices.SortFunc(set.All, compareEndpoints)
 	return set
+}
+
+func compareEndpoints(a, b Endpoint) int {
+	return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
 }
 
 func portOf(slice *discoveryv1.EndpointSlice, name string) (int32, bool) {

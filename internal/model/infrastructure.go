@@ -14,13 +14,13 @@ import (
 const gatewayConfigKind = "GatewayConfig"
 
 // infrastructure merges the settings of the class with those of the Gateway,
-// field by field, and adds the defaults. Where a reference does not resolve it
-// returns nil and the problem.
-func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Gateway) (*Infrastructure, string) {
+// field by field, and adds the defaults. It also returns which backends are to be
+// isolated. Where a reference does not resolve it returns nil and the problem.
+func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Gateway) (*Infrastructure, v1alpha1.BackendPolicy, string) {
 	var merged v1alpha1.GatewayConfigSpec
 	config, problem := b.classConfig(class)
 	if problem != "" {
-		return nil, problem
+		return nil, "", problem
 	}
 	if config != nil {
 		merged = config.Spec
@@ -31,7 +31,7 @@ func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Ga
 		if ref := own.ParametersRef; ref != nil {
 			config, problem := b.config(string(ref.Group), string(ref.Kind), Key{gw.Namespace, ref.Name})
 			if problem != "" {
-				return nil, "infrastructure.parametersRef: " + problem
+				return nil, "", "infrastructure.parametersRef: " + problem
 			}
 			merged = override(merged, config.Spec)
 		}
@@ -63,7 +63,16 @@ func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Ga
 			infrastructure.NodePorts[port.Port] = *port.NodePort
 		}
 	}
-	return infrastructure, ""
+	policy := valueOr(merged.NetworkPolicy, v1alpha1.NetworkPolicy{})
+	infrastructure.NetworkPolicy = NetworkPolicy{
+		Restricted: valueOr(policy.Gateway, v1alpha1.GatewayPolicyEnforce) == v1alpha1.GatewayPolicyEnforce,
+	}
+	isolation := valueOr(policy.Backends, v1alpha1.BackendPolicyOptIn)
+	if b.in.OneHost {
+		// No pods, no network policies.
+		infrastructure.NetworkPolicy, isolation = NetworkPolicy{}, v1alpha1.BackendPolicyOff
+	}
+	return infrastructure, isolation, ""
 }
 
 // override returns base with the fields that over sets.
@@ -92,6 +101,9 @@ func override(base, over v1alpha1.GatewayConfigSpec) v1alpha1.GatewayConfigSpec 
 	}
 	if over.Ports != nil {
 		base.Ports = over.Ports
+	}
+	if over.NetworkPolicy != nil {
+		base.NetworkPolicy = over.NetworkPolicy
 	}
 	return base
 }

@@ -98,6 +98,8 @@ type Gateway struct {
 	Ports []Port
 	// Clusters that its routes send requests to, sorted by name.
 	Clusters []Cluster
+	// Services that these are ports of, sorted by key.
+	Services []BackendService
 	// Infrastructure is how its pods are run. Nil where that cannot be known
 	// at the moment (a GatewayConfig is missing): what runs is left as it is.
 	Infrastructure *Infrastructure
@@ -196,6 +198,9 @@ type Cluster struct {
 	// HTTP2 tells that the backend speaks HTTP/2 without TLS
 	// (appProtocol kubernetes.io/h2c).
 	HTTP2 bool
+	// TargetPort is the pods' own port, where that is known without asking the
+	// pods; 0 where it is not.
+	TargetPort int32
 }
 
 // ServicePort is a port of a Service.
@@ -222,6 +227,8 @@ type Infrastructure struct {
 	NodeSelector      map[string]string
 	Tolerations       []corev1.Toleration
 	PriorityClassName string
+	// NetworkPolicy is which policies are made for it.
+	NetworkPolicy NetworkPolicy
 	// Labels and Annotations for every object made for the gateway
 	// (Gateway.spec.infrastructure).
 	Labels, Annotations map[string]string
@@ -280,6 +287,11 @@ func (r RouteStatus) SameConfiguration(other RouteStatus) bool {
 			return a.Service == b.Service && a.Port == b.Port &&
 				(a.Cluster == b.Cluster || a.Cluster != nil && b.Cluster != nil && *a.Cluster == *b.Cluster)
 		})
+}
+
+// AttachedTo tells whether a route is attached to a gateway.
+func (r RouteStatus) AttachedTo(gateway Key) bool {
+	return slices.ContainsFunc(r.Parents, func(p ParentStatus) bool { return p.Gateway != nil && *p.Gateway == gateway })
 }
 
 // ParentStatus is how a route was judged for one of its parents. Programmed is

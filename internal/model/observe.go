@@ -34,6 +34,9 @@ type Progress struct {
 	Acknowledged int
 	// Refused is what Envoy said when it refused it; empty where none did.
 	Refused string
+	// Waiting tells what has to be there before the pods are told of it; empty
+	// where nothing has.
+	Waiting string
 }
 
 func (p Progress) String() string { return fmt.Sprintf("%d/%d", p.Acknowledged, p.Pods) }
@@ -140,6 +143,8 @@ func programmedCondition(gateway Key, progress Progress, workload Workload) meta
 	case progress.Refused != "":
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonRefused, fmt.Sprintf(
 			"Envoy refused the newest configuration of Gateway %s and keeps serving the previous one: %s", gateway, strings.Join(strings.Fields(progress.Refused), " ")))
+	case progress.Waiting != "":
+		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonWaitingForNetworkPolicy, progress.Waiting)
 	case progress.Pods == 0 && trouble != nil:
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, trouble.Reason, trouble.Message)
 	case progress.Pods == 0:
@@ -206,7 +211,7 @@ func observeRoute(route RouteStatus, o Observations) v1alpha1.ServiceRouteStatus
 func conditionRank(kind string) int {
 	return slices.Index([]string{
 		v1alpha1.ConditionAccepted, v1alpha1.ConditionResolvedRefs,
-		v1alpha1.ConditionProgrammed, v1alpha1.ConditionPartiallyInvalid,
+		v1alpha1.ConditionProgrammed, v1alpha1.ConditionPartiallyInvalid, v1alpha1.ConditionBackendsIsolated,
 	}, kind)
 }
 
@@ -250,9 +255,9 @@ func meshRoute(route RouteStatus, status v1alpha1.ServiceRouteStatus, o Observat
 				shown.Endpoints, shown.ReadyEndpoints = -1, -1
 			} else {
 				set := o.Endpoints[cluster.Name]
-				shown.Endpoints, shown.ReadyEndpoints = int32(set.Total), int32(set.Ready)
+				shown.Endpoints, shown.ReadyEndpoints = int32(len(set.All)), int32(set.Ready)
 				readyEndpoints += set.Ready
-				endpoints += set.Total
+				endpoints += len(set.All)
 				if len(set.Serving) == 0 && !backend.Idle {
 					empty = append(empty, fmt.Sprintf("Service %s has no ready endpoint on port %s: requests to it get 503", backend.Service, backend.Port))
 				}

@@ -126,12 +126,19 @@ func clusterOf(service *corev1.Service, port *corev1.ServicePort) *Cluster {
 	}
 	// Settings are a part of the name, so that a cluster whose settings change
 	// is a new one beside the old: requests move over once it is warm.
+	if len(service.Spec.Selector) > 0 {
+		// Named ports may differ from pod to pod: their endpoints tell. Left out,
+		// it is the Service's own (an API server fills that in).
+		if port.TargetPort.Type == intstr.Int {
+			cluster.TargetPort = cmp.Or(port.TargetPort.IntVal, port.Port)
+		}
+	}
 	if port.AppProtocol != nil && *port.AppProtocol == "kubernetes.io/h2c" {
 		cluster.HTTP2 = true
 		cluster.Name += "/h2c"
 	}
 	if service.Spec.Type == corev1.ServiceTypeExternalName {
-		cluster.Port.Name = "" // no EndpointSlice to join
+		cluster.Port.Name, cluster.TargetPort = "", 0 // no EndpointSlice to join, no pods
 		cluster.DNSName = service.Spec.ExternalName
 		cluster.Name += "/dns/" + cluster.DNSName
 	}

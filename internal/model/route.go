@@ -181,6 +181,44 @@ func (b *builder) attach(source *v1alpha1.ServiceRoute, rules []rule, gw *gatewa
 			gw.clusters[cluster.Name] = cluster
 		}
 	}
+	b.isolate(source, rules, gw, parent)
+}
+
+// isolate notes which Services the rules lead to, and which of them are to
+// answer gateways alone, and adds the condition BackendsIsolated to parent where
+// any is.
+func (b *builder) isolate(source *v1alpha1.ServiceRoute, rules []rule, gw *gateway, parent *ParentStatus) {
+	var isolated, cannot []string
+	for _, rule := range rules {
+		for _, cluster := range rule.clusters {
+			service := b.services[cluster.Service]
+			labelled := service.Labels[v1alpha1.IsolationLabel] == v1alpha1.IsolationGateway && gw.isolation != v1alpha1.BackendPolicyOff
+			// Whose routes come from another namespace has granted that they may
+			// refer to it, not that others may not.
+			wanted := labelled || gw.isolation == v1alpha1.BackendPolicyAll && service.Namespace == source.Namespace
+			backend := BackendService{Key: cluster.Service}
+			if cluster.DNSName == "" {
+				backend.Selector = Selector(service.Spec.Selector)
+			}
+			backend.Isolated = backend.Selector != "" && (wanted || gw.services[backend.Key].Isolated)
+			gw.services[backend.Key] = backend
+			switch {
+			case backend.Isolated:
+				isolated = append(isolated, backend.String())
+			case labelled:
+				cannot = append(cannot, fmt.Sprintf(
+					"Service %s has the label %s and no selector, so nothing is isolated: give it one, or make a NetworkPolicy for its pods", backend.Key, v1alpha1.IsolationLabel))
+			}
+		}
+	}
+	switch {
+	case len(cannot) > 0:
+		parent.add(v1alpha1.ConditionBackendsIsolated, metav1.ConditionFalse, v1alpha1.ReasonNoSelector, joined(cannot))
+	case len(isolated) > 0:
+		slices.Sort(isolated)
+		parent.add(v1alpha1.ConditionBackendsIsolated, metav1.ConditionTrue, v1alpha1.ReasonIsolated,
+			fmt.Sprintf("only gateways are to reach the pods of %s", joined(isolated)))
+	}
 }
 
 func (p *ParentStatus) add(kind string, status metav1.ConditionStatus, reason, message string) {

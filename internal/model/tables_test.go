@@ -61,51 +61,52 @@ func TestEndpoints(t *testing.T) {
 		slices []*discoveryv1.EndpointSlice
 		port   string // http unless told
 		want   EndpointSet
+		total  int
 	}{
 		"no slices": {want: EndpointSet{}},
 		"ready ones serve, sorted": {
 			slices: []*discoveryv1.EndpointSlice{slice(http, at(isReady, "", "10.0.0.2"), at(isReady, "", "10.0.0.1"))},
-			want:   EndpointSet{Serving: []Endpoint{a, b}, Ready: 2, Total: 2},
+			want:   EndpointSet{Serving: []Endpoint{a, b}, Ready: 2}, total: 2,
 		},
 		"nil conditions mean ready": {
 			slices: []*discoveryv1.EndpointSlice{slice(http, at(nothing, "", "10.0.0.1"))},
-			want:   EndpointSet{Serving: []Endpoint{a}, Ready: 1, Total: 1},
+			want:   EndpointSet{Serving: []Endpoint{a}, Ready: 1}, total: 1,
 		},
 		"while one is ready, terminating ones get nothing": {
 			slices: []*discoveryv1.EndpointSlice{slice(http, at(isReady, "", "10.0.0.1"), at(isDraining, "", "10.0.0.2"))},
-			want:   EndpointSet{Serving: []Endpoint{a}, Ready: 1, Total: 2},
+			want:   EndpointSet{Serving: []Endpoint{a}, Ready: 1}, total: 2,
 		},
 		"none ready: terminating ones serve on": {
 			slices: []*discoveryv1.EndpointSlice{slice(http,
 				at(isNotReady, "", "10.0.0.1"), at(isDraining, "", "10.0.0.2"), at(isEnding, "", "10.0.0.3"), at(isServing, "", "10.0.0.4"))},
-			want: EndpointSet{Serving: []Endpoint{b}, Total: 4},
+			want: EndpointSet{Serving: []Endpoint{b}}, total: 4,
 		},
 		"none ready, none terminating": {
 			slices: []*discoveryv1.EndpointSlice{slice(http, at(isNotReady, "", "10.0.0.1"))},
-			want:   EndpointSet{Total: 1},
+			want:   EndpointSet{}, total: 1,
 		},
 		"one address in two slices": {
 			slices: []*discoveryv1.EndpointSlice{
 				slice(http, at(isNotReady, "", "10.0.0.1"), at(isReady, "", "10.0.0.2")), slice(http, at(isReady, "", "10.0.0.1")),
 			},
-			want: EndpointSet{Serving: []Endpoint{a, b}, Ready: 2, Total: 2},
+			want: EndpointSet{Serving: []Endpoint{a, b}, Ready: 2}, total: 2,
 		},
 		"one address in two slices, its zone in one": {
 			slices: []*discoveryv1.EndpointSlice{slice(http, at(isReady, "", "10.0.0.1")), slice(http, at(isReady, "a", "10.0.0.1"))},
-			want:   EndpointSet{Serving: []Endpoint{{Address: "10.0.0.1", Port: 8080, Zone: "a"}}, Ready: 1, Total: 1},
+			want:   EndpointSet{Serving: []Endpoint{{Address: "10.0.0.1", Port: 8080, Zone: "a"}}, Ready: 1}, total: 1,
 		},
 		"one address with two ports": {
 			slices: []*discoveryv1.EndpointSlice{
 				slice(port("http", 8081), at(isReady, "", "10.0.0.1")), slice(http, at(isReady, "", "10.0.0.1")),
 			},
-			want: EndpointSet{Serving: []Endpoint{a, {Address: "10.0.0.1", Port: 8081}}, Ready: 2, Total: 2},
+			want: EndpointSet{Serving: []Endpoint{a, {Address: "10.0.0.1", Port: 8081}}, Ready: 2}, total: 2,
 		},
 		"the port is joined by its name": {
 			port: "metrics",
 			slices: []*discoveryv1.EndpointSlice{
 				slice(http, at(isReady, "", "10.0.0.1")), slice(port("metrics", 9090), at(isReady, "", "10.0.0.1")),
 			},
-			want: EndpointSet{Serving: []Endpoint{{Address: "10.0.0.1", Port: 9090}}, Ready: 1, Total: 1},
+			want: EndpointSet{Serving: []Endpoint{{Address: "10.0.0.1", Port: 9090}}, Ready: 1}, total: 1,
 		},
 		"the only port has no name": {
 			port: "none",
@@ -113,7 +114,7 @@ func TestEndpoints(t *testing.T) {
 				slice(discoveryv1.EndpointPort{Port: new(int32(8080))}, at(isReady, "", "10.0.0.1")),
 				slice(port("", 8080), at(isReady, "", "10.0.0.2")),
 			},
-			want: EndpointSet{Serving: []Endpoint{a, b}, Ready: 2, Total: 2},
+			want: EndpointSet{Serving: []Endpoint{a, b}, Ready: 2}, total: 2,
 		},
 		"a UDP port of the same name, a port without number": {
 			slices: []*discoveryv1.EndpointSlice{
@@ -124,11 +125,11 @@ func TestEndpoints(t *testing.T) {
 		},
 		"the first of several addresses": {
 			slices: []*discoveryv1.EndpointSlice{slice(http, at(isReady, "", "10.0.0.1", "10.0.0.9"), at(isReady, ""))},
-			want:   EndpointSet{Serving: []Endpoint{a}, Ready: 1, Total: 1},
+			want:   EndpointSet{Serving: []Endpoint{a}, Ready: 1}, total: 1,
 		},
 		"IPv6": {
 			slices: []*discoveryv1.EndpointSlice{ofType(discoveryv1.AddressTypeIPv6, slice(http, at(isReady, "", "2001:db8::1")))},
-			want:   EndpointSet{Serving: []Endpoint{{Address: "2001:db8::1", Port: 8080}}, Ready: 1, Total: 1},
+			want:   EndpointSet{Serving: []Endpoint{{Address: "2001:db8::1", Port: 8080}}, Ready: 1}, total: 1,
 		},
 		"host names": {
 			slices: []*discoveryv1.EndpointSlice{
@@ -149,6 +150,10 @@ func TestEndpoints(t *testing.T) {
 				cluster.Port.Name = c.port
 			}
 			got := Endpoints(cluster, c.slices)
+			if len(got.All) != c.total {
+				t.Errorf("all endpoints are %v, wanted %d", got.All, c.total)
+			}
+			c.want.All = got.All
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -252,7 +257,8 @@ func unattached(conditions ...metav1.Condition) ParentStatus {
 
 func TestObserveRoute(t *testing.T) {
 	t.Parallel()
-	serving := EndpointSet{Serving: []Endpoint{{Address: "10.0.0.1", Port: 80}}, Ready: 1, Total: 2}
+	three := []Endpoint{{Address: "10.0.0.1", Port: 80}, {Address: "10.0.0.2", Port: 80}, {Address: "10.0.0.3", Port: 80}}
+	serving := EndpointSet{Serving: three[:1], Ready: 1, All: three[:2]}
 	one := []BackendStatus{{Service: web, Port: "80", Cluster: webPort}}
 	cases := map[string]struct {
 		parents   []ParentStatus
@@ -280,7 +286,7 @@ func TestObserveRoute(t *testing.T) {
 		},
 		"no endpoints: the route is ready, its traffic is not": {
 			parents: []ParentStatus{to(edge, resolved, accepted)}, backends: one, hosts: []string{"*"},
-			endpoints: EndpointSet{Total: 3}, progress: map[Key]Progress{edge: {Pods: 1, Acknowledged: 1}},
+			endpoints: EndpointSet{All: three}, progress: map[Key]Progress{edge: {Pods: 1, Acknowledged: 1}},
 			wantRoute: []string{
 				"Accepted=True Accepted: attached", "ResolvedRefs=True ResolvedRefs: all backends resolve",
 				"Programmed=True Programmed: every connected pod of Gateway shop/edge has acknowledged the newest configuration",
@@ -292,7 +298,7 @@ func TestObserveRoute(t *testing.T) {
 		},
 		"only terminating endpoints serve": {
 			parents: []ParentStatus{to(edge, accepted)}, backends: one,
-			endpoints: EndpointSet{Serving: serving.Serving, Total: 1}, progress: map[Key]Progress{edge: {Pods: 1, Acknowledged: 1}},
+			endpoints: EndpointSet{Serving: serving.Serving, All: three[:1]}, progress: map[Key]Progress{edge: {Pods: 1, Acknowledged: 1}},
 			wantRoute: []string{
 				"Accepted=True Accepted: attached",
 				"Programmed=True Programmed: every connected pod of Gateway shop/edge has acknowledged the newest configuration",

@@ -31,6 +31,10 @@ type Options struct {
 	// Roots are the PEM certificates that managers' certificates are checked
 	// against.
 	Roots string
+	// ManagerNamespace is where managers' pods are, and ManagerPorts are those on
+	// which they serve agents.
+	ManagerNamespace string
+	ManagerPorts     []int32
 }
 
 // Labels that every object made for a gateway carries.
@@ -79,9 +83,9 @@ func selector(gw model.Gateway) map[string]string {
 }
 
 func labels(gw model.Gateway) map[string]string {
-	labels := maps.Clone(gw.Infrastructure.Labels)
-	if labels == nil {
-		labels = map[string]string{}
+	labels := map[string]string{}
+	if gw.Infrastructure != nil {
+		maps.Copy(labels, gw.Infrastructure.Labels)
 	}
 	maps.Copy(labels, selector(gw))
 	labels[LabelManagedBy] = ManagedBy

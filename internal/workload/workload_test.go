@@ -30,6 +30,9 @@ var testOptions = Options{
 	CertificateURL: "https://meshroute-manager.meshroute-system.svc:18001",
 	ServerName:     "meshroute-manager.meshroute-system.svc",
 	Roots:          "roots\n",
+
+	ManagerNamespace: "meshroute-system",
+	ManagerPorts:     []int32{18000, 18001},
 }
 
 // Every directory in testdata is a case: in.yaml is a model.Gateway, want.yaml
@@ -265,6 +268,7 @@ func render(t *testing.T, gw model.Gateway) string {
 		ConfigMap(gw, testOptions, testBootstrap),
 		Service(gw),
 		PodDisruptionBudget(gw),
+		GatewayPolicy(gw, testOptions),
 		Deployment(gw, testOptions, testBootstrap),
 	}
 	if gw.Infrastructure.Autoscaling != nil {

@@ -31,6 +31,8 @@ type Operator struct {
 	// Probes is its base URL for /healthz and /readyz, Metrics the URL of its
 	// metrics.
 	Probes, Metrics string
+	// Ports on which it serves agents: configuration, certificates.
+	Ports []string
 }
 
 // StartOperator starts the manager against a cluster. It is the ServiceAccount
@@ -45,8 +47,13 @@ func (c *Cluster) StartOperator(ctx context.Context, binaries Binaries, folder s
 	if err != nil {
 		return nil, err
 	}
-	return startManager(binaries, folder, "manager", kubeconfig, append(flags,
+	operator, err := startManager(binaries, folder, "manager", kubeconfig, append(flags,
 		"--xds-bind-address", "127.0.0.1:"+ports[0], "--certificate-bind-address", "127.0.0.1:"+ports[1])...)
+	if err != nil {
+		return nil, err
+	}
+	operator.Ports = ports
+	return operator, nil
 }
 
 // prepare makes the operator's namespace and permissions, and returns its

@@ -75,6 +75,8 @@ var _ = Describe("Admission", Label("api"), func() {
 		Entry("a drain beyond an hour", gatewayConfigManifest("{drainTimeout: 61m}"), "drainTimeout must not be above 1h"),
 		Entry("a selector of no nodes", gatewayConfigManifest("{nodeSelector: {}}"), "spec.nodeSelector"),
 		Entry("a request above its limit", gatewayConfigManifest("{resources: {requests: {cpu: '2'}, limits: {cpu: '1'}}}"), "a request must not be above its limit"),
+		Entry("an unknown way to restrict gateways", gatewayConfigManifest("{networkPolicy: {gateway: Audit}}"), `Unsupported value: "Audit"`),
+		Entry("an unknown way to isolate backends", gatewayConfigManifest("{networkPolicy: {backends: Some}}"), `Unsupported value: "Some"`),
 		Entry("port 0 of a gateway", gatewayConfigManifest("{ports: [{port: 0}]}"), "spec.ports[0].port"),
 		Entry("one nodePort twice", gatewayConfigManifest("{ports: [{port: 80, nodePort: 30000}, {port: 81, nodePort: 30000}]}"), "two ports cannot have the same nodePort"),
 	)

@@ -142,6 +142,7 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 			"everywhere: meshroutes.meshroute.io/status: patch",
 			"everywhere: meshroutes.meshroute.io: create delete list watch",
 			"everywhere: namespaces: list watch",
+			"everywhere: networkpolicies.networking.k8s.io: create delete get list patch watch",
 			"everywhere: poddisruptionbudgets.policy: create delete get list patch watch",
 			"everywhere: pods: list watch",
 			"everywhere: referencegrants.gateway.networking.k8s.io: list watch",

@@ -189,7 +189,11 @@ var _ = Describe("The objects of a gateway", Label("workload"), func() {
 		go func() {
 			defer close(watched)
 			for change := range changes.ResultChan() {
-				if replicas := *change.Object.(*appsv1.Deployment).Spec.Replicas; len(seen) == 0 || seen[len(seen)-1] != replicas {
+				deployment, is := change.Object.(*appsv1.Deployment)
+				if !is {
+					return // the watch has ended
+				}
+				if replicas := *deployment.Spec.Replicas; len(seen) == 0 || seen[len(seen)-1] != replicas {
 					seen = append(seen, replicas)
 				}
 			}
@@ -264,23 +268,6 @@ var _ = Describe("The objects of a gateway", Label("workload"), func() {
 
 	It("cost nothing while nothing changes: no write to the API, no push to Envoy", func(ctx SpecContext) {
 		// Events that change nothing are asked for; the rest is silence.
-		writes := func() []string {
-			content, err := os.ReadFile(cluster.AuditLog)
-			Expect(err).NotTo(HaveOccurred())
-			var found []string
-			for line := range strings.Lines(string(content)) {
-				var event struct {
-					Verb, RequestURI string
-					User             struct{ Username string }
-					UserAgent        string
-				}
-				if json.Unmarshal([]byte(line), &event) == nil && strings.HasPrefix(event.UserAgent, "manager/") &&
-					event.Verb != "get" && event.Verb != "list" && event.Verb != "watch" {
-					found = append(found, event.Verb+" "+event.RequestURI)
-				}
-			}
-			return found
-		}
 		// What specs before have left is written within seconds, that of a spec
 		// which restarts the manager included: quiet is who wrote nothing for a
 		// while.
@@ -423,3 +410,24 @@ var _ = Describe("A gateway that cannot run", Label("status", "workload"), func(
 		Eventually(programmed(ctx, first)).Should(HavePrefix("False NoGatewayPods:"))
 	})
 })
+
+// writes are what the operator has written to the API so far, from the API
+// server's audit log.
+func writes() []string {
+	GinkgoHelper()
+	content, err := os.ReadFile(cluster.AuditLog)
+	Expect(err).NotTo(HaveOccurred())
+	var found []string
+	for line := range strings.Lines(string(content)) {
+		var event struct {
+			Verb, RequestURI string
+			User             struct{ Username string }
+			UserAgent        string
+		}
+		if json.Unmarshal([]byte(line), &event) == nil && strings.HasPrefix(event.UserAgent, "manager/") &&
+			event.Verb != "get" && event.Verb != "list" && event.Verb != "watch" {
+			found = append(found, event.Verb+" "+event.RequestURI)
+		}
+	}
+	return found
+}

@@ -1,0 +1,567 @@
+package dataplane
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"meshroute.io/meshroute/internal/envoy"
+	"meshroute.io/meshroute/internal/model"
+	"meshroute.io/meshroute/internal/xds"
+)
+
+// Network policies stand between a gateway and its backends, and take effect on
+// the nodes in a time of their own. So that no request meets one that is not
+// there yet, or not any more:
+//
+//   - A policy is wanted for whatever Envoy may send requests to, as soon as a
+//     route leads there, and also for endpoints that are not ready yet.
+//   - An endpoint is given to Envoy when the policy that lets it be reached was
+//     seen in the cluster, and settled. What Envoy has already is never taken
+//     away for the lack of a policy.
+//   - A route to a cluster that would have no endpoint for this reason waits: an
+//     earlier version of it serves on, a new one is left out.
+//   - What a policy allows that is wanted no more is taken away when every pod
+//     has acknowledged a configuration without it, and requests had time to end.
+//
+// Every replica of the manager gates what it serves in this way, by what it sees
+// in the cluster; one of them writes the policies (NetworkPolicies).
+
+const (
+	// settle is how long after a policy was seen it is relied on: by then nodes
+	// enforce it.
+	settle = 250 * time.Millisecond
+	// grace is how long what was allowed stays so after Envoy stopped using it,
+	// for requests under way, and most is when it ends at the latest, whatever
+	// the pods say.
+	grace = 2 * time.Second
+	most  = 30 * time.Second
+	// askAgain is how often is looked whether pods have acknowledged.
+	askAgain = time.Second
+)
+
+// PolicyNames tell how network policies are called, and which pods are a
+// gateway's.
+type PolicyNames struct {
+	// Gateway is the policy that restricts a gateway's pods, Egress the one that
+	// lets them reach a Service, Isolation the one that lets only gateways reach
+	// a Service's pods.
+	Gateway   func(gateway model.Gateway) model.Key
+	Egress    func(gateway model.Gateway, service model.Key) model.Key
+	Isolation func(service model.Key) model.Key
+	Pods      func(gateway model.Gateway) model.Peer
+}
+
+// observedPolicy is a policy in the cluster.
+type observedPolicy struct {
+	model.Policy
+	// seen tells since when each rule is there. A rule that is about to be
+	// removed is not in it any more.
+	seen map[model.PolicyRule]time.Time
+}
+
+// reach is how a gateway gets to a cluster.
+type reach struct {
+	cluster model.Cluster
+	service model.BackendService
+	told    bool // Envoy knows the cluster
+	// egress and isolation are the policies in between.
+	egress, isolation model.Key
+
+	endpoints *clusterEndpoints // that the following was made from
+	needs     []model.PolicyRule
+	// given are the endpoints that Envoy gets, each with the rule that lets it be
+	// reached, and used these rules, each once.
+	given    map[model.Endpoint]model.PolicyRule
+	used     []model.PolicyRule
+	resource proto.Message
+	// withheld are rules that are not there yet for endpoints that Envoy does
+	// not get therefore.
+	withheld []model.PolicyRule
+	open     bool // of a cluster with a host name: requests may be sent
+}
+
+// pending tells that requests would find no endpoint, only because no policy
+// lets any be reached yet.
+func (r *reach) pending() bool {
+	return len(r.withheld) > 0 && len(r.given) == 0 && !r.open
+}
+
+// waiting tells of a gateway's routes, where their requests wait for policies,
+// what they wait for.
+func (d *Dataplane) waiting(gw *gateway, now time.Time) map[model.Key]string {
+	waits := false
+	for _, r := range gw.reach {
+		waits = waits || len(r.withheld) > 0
+	}
+	if !waits {
+		return nil
+	}
+	waiting := map[model.Key]string{}
+	for _, route := range d.result.Routes {
+		if !route.AttachedTo(gw.model.Key) {
+			continue
+		}
+		for _, backend := range route.Backends {
+			if backend.Cluster == nil || backend.Idle {
+				continue
+			}
+			if r := gw.reach[backend.Cluster.Name]; r != nil && len(r.withheld) > 0 {
+				waiting[route.Key] = d.sentence(gw, r, route.Key, now)
+				break
+			}
+		}
+	}
+	return waiting
+}
+
+func (d *Dataplane) sentence(gw *gateway, r *reach, route model.Key, now time.Time) string {
+	policy := r.isolation
+	if d.restricted(gw) && d.policies[r.egress].missing(r.withheld[0], now) != 0 {
+		policy = r.egress
+	}
+	meanwhile := "requests go to those of its endpoints that they went to before"
+	if gw.held[route] {
+		meanwhile = "the route is left out"
+		if gw.released[route] != nil {
+			meanwhile = "the route's previous version serves"
+		}
+	}
+	because := ""
+	if refused := d.refusals[policy]; refused != "" {
+		because = ": " + refused
+	}
+	return fmt.Sprintf("NetworkPolicy %s does not let the pods of Gateway %s through to Service %s yet; until it does, %s%s",
+		policy, gw.model.Key, r.service.Key, meanwhile, because)
+}
+
+// SetPolicy takes note of a network policy that is in the cluster since now, or
+// of its absence (nil). It tells whether that is news.
+func (d *Dataplane) SetPolicy(key model.Key, policy *model.Policy, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before, known := d.policies[key]
+	if policy == nil {
+		delete(d.policies, key)
+		return known
+	}
+	seen := make(map[model.PolicyRule]time.Time, len(policy.Rules))
+	for _, rule := range policy.Rules {
+		since, was := before.seen[rule]
+		if !was {
+			since = now
+		}
+		seen[rule] = since
+	}
+	d.policies[key] = observedPolicy{Policy: *policy, seen: seen}
+	return !known || !before.Equal(*policy)
+}
+
+// PolicyRefused takes note of why the API server does not take a policy, for the
+// statuses of routes that wait for it; empty: it does. It tells whether that is
+// news.
+func (d *Dataplane) PolicyRefused(key model.Key, message string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before := d.refusals[key]
+	if delete(d.refusals, key); message != "" {
+		d.refusals[key] = message
+	}
+	return before != message
+}
+
+// restricted tells whether a gateway's pods reach only what policies allow.
+func (d *Dataplane) restricted(gw *gateway) bool {
+	if d.names == nil {
+		return false
+	}
+	if gw.model.Infrastructure == nil {
+		// Not known at the moment: what is there stays.
+		_, there := d.policies[d.names.Gateway(gw.model)]
+		return there
+	}
+	return gw.model.Infrastructure.NetworkPolicy.Restricted
+}
+
+// missing returns for how long a rule is not to be relied on yet: 0 means it is
+// in force, a negative duration that it is not there at all.
+func (p observedPolicy) missing(rule model.PolicyRule, now time.Time) time.Duration {
+	since, there := p.seen[rule]
+	if !there {
+		return -1
+	}
+	return max(0, settle-now.Sub(since))
+}
+
+// blocked returns for how long a gateway does not get through to where a rule
+// leads, as observedPolicy.missing does.
+func (d *Dataplane) blocked(gw *gateway, restricted bool, r *reach, rule model.PolicyRule, now time.Time) time.Duration {
+	var wait time.Duration
+	if restricted {
+		wait = d.policies[r.egress].missing(rule, now)
+	}
+	if isolation, isolated := d.policies[r.isolation]; isolated && wait >= 0 {
+		in := isolation.missing(model.PolicyRule{Peer: gw.peer, Port: rule.Port}, now)
+		if in < 0 {
+			return in
+		}
+		wait = max(wait, in)
+	}
+	return wait
+}
+
+// setReach brings up to date how a gateway gets to a cluster. everything lets it
+// have all endpoints, be they allowed or not.
+func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.BackendService, now time.Time, everything bool) {
+	r := gw.reach[cluster.Name]
+	if r == nil {
+		r = &reach{cluster: cluster, given: map[model.Endpoint]model.PolicyRule{}}
+		if d.names != nil {
+			r.egress, r.isolation = d.names.Egress(gw.model, service.Key), d.names.Isolation(service.Key)
+		}
+		gw.reach[cluster.Name] = r
+	}
+	endpoints := d.endpoints[cluster.Name]
+	same := r.cluster == cluster && r.service.Selector == service.Selector && r.endpoints == endpoints
+	r.cluster, r.service, r.endpoints = cluster, service, endpoints
+	if same && len(r.withheld) == 0 && (r.resource != nil || r.open) {
+		return
+	}
+	r.withheld = nil
+	restricted := d.restricted(gw)
+	blocked := func(rule model.PolicyRule) bool {
+		if everything || d.blocked(gw, restricted, r, rule, now) == 0 {
+			return false
+		}
+		r.withheld = append(r.withheld, rule)
+		return true
+	}
+	if cluster.DNSName != "" {
+		r.needs = service.Needs(cluster, model.EndpointSet{})
+		r.used = r.needs
+		for _, rule := range r.needs {
+			blocked(rule)
+		}
+		r.open = r.open || len(r.withheld) == 0
+		return
+	}
+	r.needs = service.Needs(cluster, endpoints.set)
+	given := make(map[model.Endpoint]model.PolicyRule, len(endpoints.set.Serving))
+	var serving []model.Endpoint
+	for _, endpoint := range endpoints.set.Serving {
+		rule, has := r.given[endpoint]
+		if !has {
+			rule = service.Reaches(endpoint)
+			if blocked(rule) {
+				continue
+			}
+		}
+		given[endpoint] = rule
+		serving = append(serving, endpoint)
+	}
+	r.withheld = model.NewPolicyRules(r.withheld)
+	if len(given) == 0 && len(r.withheld) > 0 && len(r.given) > 0 {
+		// All that there was has gone, and what came instead is not allowed yet:
+		// the old may still answer, the new certainly does not.
+		return
+	}
+	r.given, r.used = given, model.NewPolicyRules(slices.Collect(maps.Values(given)))
+	r.resource = endpoints.resource
+	if len(r.withheld) > 0 {
+		r.resource = envoy.Endpoints(cluster.Name, serving)
+	}
+}
+
+// Waiting tells whether an endpoint or a route waits for nothing but that a
+// policy, which is there, settles, and how long that takes.
+func (d *Dataplane) Waiting(now time.Time) (wait time.Duration, waiting bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, gw := range d.gateways {
+		restricted := d.restricted(gw)
+		for _, r := range gw.reach {
+			for _, rule := range r.withheld {
+				if needed := d.blocked(gw, restricted, r, rule, now); needed >= 0 && (!waiting || needed < wait) {
+					wait, waiting = needed, true
+				}
+			}
+		}
+	}
+	return wait, waiting
+}
+
+// PoliciesInForce tells whether the policies that let a gateway reach its
+// backends are all there and settled, so that it may be restricted to them.
+func (d *Dataplane) PoliciesInForce(key model.Key, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	gw := d.gateways[key]
+	return gw == nil || d.inForce(gw, now)
+}
+
+// AllPoliciesInForce tells the same of all gateways that are to be restricted.
+func (d *Dataplane) AllPoliciesInForce(now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, gw := range d.gateways {
+		if d.restricted(gw) && !d.inForce(gw, now) {
+			return false
+		}
+	}
+	return true
+}
+
+func (d *Dataplane) inForce(gw *gateway, now time.Time) bool {
+	for _, r := range gw.reach {
+		for _, rule := range r.needs {
+			if d.policies[r.egress].missing(rule, now) != 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// PolicyObject is a network policy as it should be.
+type PolicyObject struct {
+	model.Key
+	model.Policy
+	// Gateway whose pods it lets out; nil where it lets gateways in.
+	Gateway *model.Gateway
+}
+
+// PolicyChanges are what has to be done about the network policies of backends,
+// in any order. Delete also names those that restrict a gateway which is not to
+// be restricted any more.
+type PolicyChanges struct {
+	Apply  []PolicyObject
+	Delete []model.Key
+}
+
+// ruleOf names a rule of a policy.
+type ruleOf struct {
+	policy model.Key
+	rule   model.PolicyRule
+}
+
+// lingering is a rule that is wanted no more.
+type lingering struct {
+	// sequence of the configuration without it, and since when it is unwanted.
+	sequence uint64
+	since    time.Time
+	// acknowledged is when all pods had that configuration.
+	acknowledged time.Time
+}
+
+// NetworkPolicies returns what has to be changed about the policies in the
+// cluster. It is for the one replica that writes. Where something is still to be
+// removed later, recheck is when to ask again; otherwise 0.
+func (d *Dataplane) NetworkPolicies(now time.Time) (changes PolicyChanges, recheck time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.names == nil {
+		return changes, 0
+	}
+	w := &policyWriter{
+		d: d, now: now,
+		gateways: map[model.Peer]*gateway{}, done: map[model.Key]bool{}, lingering: map[ruleOf]lingering{},
+	}
+	for _, gw := range d.gateways {
+		w.gateways[gw.peer] = gw
+	}
+	for _, gw := range d.gateways {
+		w.egress(gw)
+	}
+	w.isolation()
+	// What is left is for nobody any more, or will soon be.
+	for key, there := range d.policies {
+		if !w.done[key] {
+			w.write(key, there.Pods, there.Egress, nil)
+		}
+	}
+	d.lingering = w.lingering
+	slices.SortFunc(w.changes.Apply, func(a, b PolicyObject) int { return strings.Compare(a.Key.String(), b.Key.String()) })
+	slices.SortFunc(w.changes.Delete, func(a, b model.Key) int { return strings.Compare(a.String(), b.String()) })
+	return w.changes, w.recheck
+}
+
+// policyWriter goes over all policies once.
+type policyWriter struct {
+	d   *Dataplane
+	now time.Time
+	// gateways by their pods.
+	gateways map[model.Peer]*gateway
+	// done are the policies that were looked at.
+	done      map[model.Key]bool
+	lingering map[ruleOf]lingering
+	changes   PolicyChanges
+	recheck   time.Duration
+}
+
+// egress are the policies by which a gateway reaches its backends.
+func (w *policyWriter) egress(gw *gateway) {
+	if !w.d.restricted(gw) {
+		return
+	}
+	w.done[w.d.names.Gateway(gw.model)] = true // written where the gateway's other objects are
+	rules := make(map[model.Key][]model.PolicyRule, len(gw.reach))
+	for _, r := range gw.reach {
+		if known, several := rules[r.egress]; several {
+			rules[r.egress] = model.NewPolicyRules(append(slices.Clone(known), r.needs...))
+		} else {
+			rules[r.egress] = r.needs
+		}
+	}
+	for key, needed := range rules {
+		// While a Service has no endpoints there may be nothing to allow.
+		w.write(key, gw.peer.Pods, true, needed)
+	}
+}
+
+// isolation are the policies that let only gateways reach a Service's pods. If
+// any gateway asks for that, all that route to the Service are let in.
+func (w *policyWriter) isolation() {
+	isolated := map[model.Key]bool{}
+	for _, gw := range w.d.gateways {
+		for _, r := range gw.reach {
+			_, there := w.d.policies[r.isolation]
+			if r.service.Isolated || there {
+				// What is not known at the moment stays.
+				isolated[r.isolation] = isolated[r.isolation] || r.service.Isolated || gw.model.Infrastructure == nil
+			}
+		}
+	}
+	wanted := map[model.Key]model.Policy{}
+	for _, gw := range w.d.gateways {
+		for _, r := range gw.reach {
+			if !isolated[r.isolation] || r.service.Selector == "" {
+				continue
+			}
+			policy := wanted[r.isolation]
+			policy.Pods = r.service.Selector
+			for _, rules := range [][]model.PolicyRule{r.needs, r.used} {
+				for _, rule := range rules {
+					policy.Rules = append(policy.Rules, model.PolicyRule{Peer: gw.peer, Port: rule.Port})
+				}
+			}
+			wanted[r.isolation] = policy
+		}
+	}
+	for key, policy := range wanted {
+		w.write(key, policy.Pods, false, model.NewPolicyRules(policy.Rules))
+	}
+	for key := range isolated {
+		if !w.done[key] {
+			w.done[key] = true
+			w.changes.Delete = append(w.changes.Delete, key) // who asked for it asks no more
+		}
+	}
+}
+
+// write sees to it that a policy has these rules, beside those that it has and
+// that are still in use. One without any is removed.
+func (w *policyWriter) write(key model.Key, pods string, egress bool, rules []model.PolicyRule) {
+	w.done[key] = true
+	there, exists := w.d.policies[key]
+	if exists && there.Pods == pods && slices.Equal(there.Rules, rules) && len(rules) > 0 {
+		return
+	}
+	wanted := slices.Clone(rules)
+	if there.Pods == pods {
+		for _, rule := range there.Rules {
+			if _, is := slices.BinarySearchFunc(rules, rule, model.ComparePolicyRules); is {
+				continue
+			}
+			if w.inUse(key, pods, egress, rule) {
+				wanted = append(wanted, rule)
+			} else {
+				// From now on nobody relies on it: should it be wanted again, it
+				// has to be seen again.
+				delete(there.seen, rule)
+			}
+		}
+	}
+	policy := model.Policy{Pods: pods, Egress: egress, Rules: model.NewPolicyRules(wanted)}
+	switch {
+	case len(policy.Rules) == 0 && exists:
+		w.changes.Delete = append(w.changes.Delete, key)
+	case len(policy.Rules) == 0 || exists && there.Equal(policy):
+	default:
+		object := PolicyObject{Key: key, Policy: policy}
+		if egress {
+			object.Gateway = &w.gateways[model.Peer{Namespace: key.Namespace, Pods: pods}].model
+		}
+		w.changes.Apply = append(w.changes.Apply, object)
+	}
+}
+
+// inUse tells whether a rule that is wanted no more may still be needed.
+func (w *policyWriter) inUse(key model.Key, pods string, egress bool, rule model.PolicyRule) bool {
+	gw := w.gateways[rule.Peer]
+	if egress {
+		gw = w.gateways[model.Peer{Namespace: key.Namespace, Pods: pods}]
+		if gw == nil {
+			return false // the pods that it is for go, too
+		}
+		if !w.d.restricted(gw) {
+			// What restricts the gateway to these policies has to go first.
+			_, restricts := w.d.policies[w.d.names.Gateway(gw.model)]
+			return restricts
+		}
+	}
+	id := ruleOf{key, rule}
+	is, known := w.d.lingering[id]
+	if !known {
+		is.since = w.now
+	}
+	switch {
+	case gw == nil:
+		is.acknowledged = is.since
+	case egress && gw.uses(key, rule):
+		is.sequence = 0
+	default:
+		is.sequence = cmp.Or(is.sequence, gw.latest)
+		if is.acknowledged.IsZero() && w.acknowledged(gw, is.sequence) {
+			is.acknowledged = w.now
+		}
+	}
+	left, again := is.since.Add(most).Sub(w.now), askAgain
+	if !is.acknowledged.IsZero() {
+		left = min(left, is.acknowledged.Add(grace).Sub(w.now))
+		again = left
+	}
+	if left <= 0 {
+		return false
+	}
+	w.lingering[id] = is
+	if again = min(again, left); w.recheck == 0 || again < w.recheck {
+		w.recheck = again
+	}
+	return true
+}
+
+// uses tells whether Envoy has endpoints that a policy's rule lets it reach.
+func (g *gateway) uses(egress model.Key, rule model.PolicyRule) bool {
+	for _, r := range g.reach {
+		if r.egress == egress && slices.Contains(r.used, rule) {
+			return true
+		}
+	}
+	return false
+}
+
+// acknowledged tells whether all pods of a gateway have a configuration.
+func (w *policyWriter) acknowledged(gw *gateway, sequence uint64) bool {
+	pods, _ := gw.pods(w.d.server.Acks(xds.Gateway(gw.model.Key)).Pods, w.now)
+	for _, pod := range pods {
+		if pod.Sequence < sequence {
+			return false
+		}
+	}
+	return true
+}
