@@ -42,6 +42,9 @@ const (
 	// ConditionBackendsIsolated is present on a route whose backends' pods are to
 	// answer gateways alone, and tells whether a policy for all of them is made.
 	ConditionBackendsIsolated = "BackendsIsolated"
+	// ConditionNetworkPolicyEnforced is present on a Gateway whose pods try
+	// whether network policies are enforced, and tells what they found.
+	ConditionNetworkPolicyEnforced = "NetworkPolicyEnforced"
 )
 
 // Reasons of conditions, beside those that Gateway API defines.
@@ -92,6 +95,15 @@ const (
 	// ReasonWaitingForNetworkPolicy: requests are sent to a backend only once the
 	// policy that lets the gateway's pods reach it is there.
 	ReasonWaitingForNetworkPolicy = "WaitingForNetworkPolicy"
+	// ReasonEnforced: every connected pod of the gateway found that network
+	// policies are enforced.
+	ReasonEnforced = "Enforced"
+	// ReasonNotEnforced: a pod of the gateway reached what a network policy
+	// forbids.
+	ReasonNotEnforced = "NotEnforced"
+	// ReasonNotVerifiedYet: not every pod of the gateway knows whether network
+	// policies are enforced.
+	ReasonNotVerifiedYet = "NotVerifiedYet"
 	// ReasonIsolated: policies let only gateways reach the backends' pods.
 	ReasonIsolated = "Isolated"
 	// ReasonNoSelector: a Service that is to be isolated has no selector, so it

@@ -164,6 +164,13 @@ type NetworkPolicy struct {
 	//
 	// +optional
 	Backends *BackendPolicy `json:"backends,omitempty"`
+
+	// Verify has each gateway pod try once a minute whether the policies are
+	// enforced, and the condition NetworkPolicyEnforced of the Gateway tell.
+	// False when left out.
+	//
+	// +optional
+	Verify *bool `json:"verify,omitempty"`
 }
 
 // GatewayPolicy says whether a gateway's own pods are restricted.

@@ -171,6 +171,10 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	if err != nil {
 		return err
 	}
+	var probePort int32 // 0 where nothing is served
+	if numbers, err := portNumbers(portOf(options.probeBind)); err == nil {
+		probePort = numbers[0]
+	}
 	for _, setup := range []func() error{
 		func() error {
 			return (&controllers.DataplaneReconciler{
@@ -189,6 +193,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 
 					ManagerNamespace: options.namespace,
 					ManagerPorts:     managerPorts,
+					ManagerProbePort: probePort,
 				}
 			}
 			return gateways.SetupWithManager(mgr)

@@ -30,7 +30,7 @@ import (
 )
 
 // Options say which gateway an agent belongs to and where it finds its
-// neighbours. All are required but ProbeAddress.
+// neighbours. All are required but ProbeAddress and ForbiddenPort.
 type Options struct {
 	// Gateway and pod that the agent belongs to.
 	Gateway identity.Gateway
@@ -51,6 +51,10 @@ type Options struct {
 	ProbeAddress string
 	// DrainTimeout is how long clients have to go when the pod ends; 0: none.
 	DrainTimeout time.Duration
+	// ForbiddenPort is a port of the managers that the network policy of this pod
+	// does not let through: whether it is reached tells whether policies are
+	// enforced. 0: nobody wants to know.
+	ForbiddenPort int
 
 	Log logr.Logger
 }
@@ -121,6 +125,13 @@ func Run(ctx context.Context, options Options) error {
 	group.Go(func() error { return relay.Run(work) })
 	group.Go(func() error { return reporter.Run(work) })
 	group.Go(func() error { return xdsServer.Serve(xdsListener) })
+	if options.ForbiddenPort != 0 {
+		verify := verifier{
+			leader: reporter.Leader, forbidden: options.ForbiddenPort,
+			connect: dialOnce, found: reporter.SetNetworkPolicy, clock: clock.RealClock{},
+		}
+		group.Go(func() error { return verify.run(work) })
+	}
 	serveHTTP(work, group, pagesListener, pages)
 	if options.ProbeAddress != "" {
 		listener, err := net.Listen("tcp", options.ProbeAddress)

@@ -10,6 +10,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"reflect"
 	"slices"
 	"strings"
@@ -23,6 +24,7 @@ import (
 	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/envoy"
 	"meshroute.io/meshroute/internal/model"
+	"meshroute.io/meshroute/internal/report/reportv1"
 	"meshroute.io/meshroute/internal/xds"
 )
 
@@ -460,6 +462,12 @@ func (d *Dataplane) Observe(now time.Time, workloads map[model.Key]model.Workloa
 func progress(pods []xds.PodAck, since uint64) model.Progress {
 	progress := model.Progress{Pods: len(pods)}
 	for _, pod := range pods {
+		switch pod.NetworkPolicy {
+		case reportv1.NetworkPolicy_NETWORK_POLICY_ENFORCED:
+			progress.Isolated++
+		case reportv1.NetworkPolicy_NETWORK_POLICY_NOT_ENFORCED:
+			progress.Open = cmp.Or(progress.Open, pod.Pod)
+		}
 		switch {
 		case pod.Sequence >= since:
 			progress.Acknowledged++

@@ -397,6 +397,14 @@ func TestProgress(t *testing.T) {
 			pods: []xds.PodAck{{Sequence: 5, Nack: nack}},
 			want: model.Progress{Pods: 1, Acknowledged: 1},
 		},
+		"two found out about their network": {
+			pods: []xds.PodAck{
+				{Pod: "a", Sequence: 5, NetworkPolicy: reportv1.NetworkPolicy_NETWORK_POLICY_ENFORCED},
+				{Pod: "b", Sequence: 5, NetworkPolicy: reportv1.NetworkPolicy_NETWORK_POLICY_NOT_ENFORCED},
+				{Pod: "c", Sequence: 5},
+			},
+			want: model.Progress{Pods: 3, Acknowledged: 3, Isolated: 1, Open: "b"},
+		},
 		"the first refusal is told": {
 			pods: []xds.PodAck{{Nack: nack}, {Nack: &xds.Nack{Message: "never"}}},
 			want: model.Progress{Pods: 2, Refused: "no"},

@@ -175,6 +175,7 @@ func (b *builder) gateways() {
 			string(gatewayv1.GatewayReasonAccepted), "the Gateway is valid")
 		infrastructure, isolation, problem := b.infrastructure(class, source)
 		gw.model.Infrastructure, gw.isolation = infrastructure, isolation
+		gw.status.Verify = infrastructure != nil && infrastructure.NetworkPolicy.Verify
 		switch {
 		case problem != "":
 			accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse,

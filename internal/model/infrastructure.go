@@ -64,9 +64,9 @@ func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Ga
 		}
 	}
 	policy := valueOr(merged.NetworkPolicy, v1alpha1.NetworkPolicy{})
-	infrastructure.NetworkPolicy = NetworkPolicy{
-		Restricted: valueOr(policy.Gateway, v1alpha1.GatewayPolicyEnforce) == v1alpha1.GatewayPolicyEnforce,
-	}
+	restricted := valueOr(policy.Gateway, v1alpha1.GatewayPolicyEnforce) == v1alpha1.GatewayPolicyEnforce
+	// Without a policy nothing is forbidden that could be tried.
+	infrastructure.NetworkPolicy = NetworkPolicy{Restricted: restricted, Verify: restricted && valueOr(policy.Verify, false)}
 	isolation := valueOr(policy.Backends, v1alpha1.BackendPolicyOptIn)
 	if b.in.OneHost {
 		// No pods, no network policies.

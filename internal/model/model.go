@@ -255,6 +255,8 @@ type GatewayStatus struct {
 	Generation int64
 	Conditions []metav1.Condition
 	Listeners  []ListenerStatus
+	// Verify tells that its pods try whether network policies are enforced.
+	Verify bool
 }
 
 // ListenerStatus is how a listener was judged.

@@ -34,6 +34,10 @@ type Progress struct {
 	Acknowledged int
 	// Refused is what Envoy said when it refused it; empty where none did.
 	Refused string
+	// Isolated are pods that found network policies enforced, Open is one that
+	// found them not enforced; empty where none did.
+	Isolated int
+	Open     string
 	// Waiting tells what has to be there before the pods are told of it; empty
 	// where nothing has.
 	Waiting string
@@ -98,6 +102,10 @@ func observeGateway(gw GatewayStatus, o Observations) gatewayv1.GatewayStatus {
 	}
 	conditions = append(slices.Clone(conditions), programmed)
 	conditions = append(conditions, ready(conditions))
+	if gw.Verify {
+		// Not a part of Ready: the gateway serves either way.
+		conditions = append(conditions, enforcedCondition(o.GatewayProgress(gw.Key)))
+	}
 	status := gatewayv1.GatewayStatus{
 		Addresses:  workload.Addresses,
 		Conditions: at(gw.Generation, conditions),
@@ -156,6 +164,20 @@ func programmedCondition(gateway Key, progress Progress, workload Workload) meta
 	default:
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionTrue, string(gatewayv1.GatewayReasonProgrammed),
 			fmt.Sprintf("every connected pod of Gateway %s has acknowledged the newest configuration", gateway))
+	}
+}
+
+func enforcedCondition(progress Progress) metav1.Condition {
+	switch {
+	case progress.Open != "":
+		return condition(v1alpha1.ConditionNetworkPolicyEnforced, metav1.ConditionFalse, v1alpha1.ReasonNotEnforced, fmt.Sprintf(
+			"pod %s reached a port of the operator that its network policy forbids: the network plugin of its node does not enforce policies, so neither gateways nor backends are isolated; install one that does", progress.Open))
+	case progress.Pods > 0 && progress.Isolated == progress.Pods:
+		return condition(v1alpha1.ConditionNetworkPolicyEnforced, metav1.ConditionTrue, v1alpha1.ReasonEnforced,
+			"no connected pod reaches what its network policy forbids")
+	default:
+		return condition(v1alpha1.ConditionNetworkPolicyEnforced, metav1.ConditionUnknown, v1alpha1.ReasonNotVerifiedYet, fmt.Sprintf(
+			"%d of %d pods know whether network policies are enforced: it is tried once a minute, and a manager has to lead", progress.Isolated, progress.Pods))
 	}
 }
 

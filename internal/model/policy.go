@@ -14,6 +14,8 @@ type NetworkPolicy struct {
 	// Restricted: the gateway's pods reach, and are reached by, nothing but what
 	// its routes need.
 	Restricted bool
+	// Verify: the pods try whether that is enforced.
+	Verify bool
 }
 
 // BackendService is a Service that a gateway's routes lead to.

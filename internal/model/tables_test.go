@@ -657,3 +657,42 @@ func TestBoundedMessage(t *testing.T) {
 		}
 	}
 }
+
+// Whether policies are enforced is told where somebody wants to know, and is no
+// part of Ready.
+func TestNetworkPolicyEnforced(t *testing.T) {
+	t.Parallel()
+	edge := Key{Namespace: "shop", Name: "edge"}
+	for name, c := range map[string]struct {
+		ignored  bool
+		progress Progress
+		want     string // "" for no condition
+	}{
+		"nobody wants to know":   {ignored: true, progress: Progress{Pods: 1, Isolated: 1}},
+		"no pods":                {want: "Unknown NotVerifiedYet"},
+		"not all pods know":      {progress: Progress{Pods: 2, Isolated: 1}, want: "Unknown NotVerifiedYet"},
+		"all pods are isolated":  {progress: Progress{Pods: 2, Isolated: 2}, want: "True Enforced"},
+		"one of them is not":     {progress: Progress{Pods: 3, Isolated: 1, Open: "edge-1"}, want: "False NotEnforced"},
+		"one that is now absent": {progress: Progress{Pods: 1, Isolated: 1, Open: "edge-1"}, want: "False NotEnforced"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c.progress.Acknowledged = c.progress.Pods
+			got := Observe(Result{GatewayStatuses: []GatewayStatus{{Key: edge, Verify: !c.ignored}}}, Observations{
+				GatewayProgress: func(Key) Progress { return c.progress },
+			}).Gateways[edge]
+			is := ""
+			for _, condition := range got.Conditions {
+				if condition.Type == v1alpha1.ConditionNetworkPolicyEnforced {
+					is = string(condition.Status) + " " + condition.Reason
+				}
+				if condition.Type == v1alpha1.ConditionReady && (condition.Status == metav1.ConditionTrue) != (c.progress.Pods > 0) {
+					t.Errorf("Ready is %s", condition.Status)
+				}
+			}
+			if is != c.want {
+				t.Errorf("the condition is %q, wanted %q", is, c.want)
+			}
+		})
+	}
+}

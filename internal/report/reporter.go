@@ -62,6 +62,14 @@ func (r *Reporter) SetNetworkPolicy(found reportv1.NetworkPolicy) {
 	r.Ring()
 }
 
+// Leader is the address (host:port) of the manager that takes reports; empty
+// where it is not known.
+func (r *Reporter) Leader() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.leader
+}
+
 // SetDraining has it told that the pod is about to end.
 func (r *Reporter) SetDraining() {
 	r.mu.Lock()

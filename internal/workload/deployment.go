@@ -170,7 +170,11 @@ func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 		corev1.ResourceCPU:    resource.MustParse("10m"),
 		corev1.ResourceMemory: resource.MustParse("32Mi"),
 	}}
-	return container("agent", options.AgentImage, resources).
+	agent := container("agent", options.AgentImage, resources)
+	if gw.Infrastructure.NetworkPolicy.Verify && options.ManagerProbePort != 0 {
+		agent.WithArgs("--forbidden-port", strconv.Itoa(int(options.ManagerProbePort)))
+	}
+	return agent.
 		WithCommand("/gateway-agent").
 		WithArgs(
 			"--gateway", gw.Key.String(),

@@ -35,6 +35,9 @@ type Options struct {
 	// which they serve agents.
 	ManagerNamespace string
 	ManagerPorts     []int32
+	// ManagerProbePort is another port that managers serve, which gateways have
+	// no business with; 0 where there is none.
+	ManagerProbePort int32
 }
 
 // Labels that every object made for a gateway carries.

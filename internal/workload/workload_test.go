@@ -33,6 +33,7 @@ var testOptions = Options{
 
 	ManagerNamespace: "meshroute-system",
 	ManagerPorts:     []int32{18000, 18001},
+	ManagerProbePort: 8081,
 }
 
 // Every directory in testdata is a case: in.yaml is a model.Gateway, want.yaml
