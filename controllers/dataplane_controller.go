@@ -195,7 +195,7 @@ func (r *DataplaneReconciler) start() time.Duration {
 		r.first = r.Clock.Now()
 	}
 	if !r.Dataplane.AllPoliciesInForce(r.Clock.Now()) && r.Clock.Since(r.first) < startWait {
-		return 20 * time.Millisecond
+		return 100 * time.Millisecond
 	}
 	r.built = true
 	close(r.Built)

@@ -77,7 +77,7 @@ func run(ctx context.Context, routes, samples int, length time.Duration) (err er
 		cpuModel(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format(time.DateOnly), routes)
 	fmt.Println("| what | measured |\n|---|---|")
 	for _, measure := range []func(context.Context, int, time.Duration) error{
-		b.addRoute, b.endpointReady, b.undisturbed, b.reuse, b.idle, b.footprint,
+		b.addRoute, b.addBackend, b.endpointReady, b.undisturbed, b.reuse, b.idle, b.footprint,
 	} {
 		if err := measure(ctx, samples, length); err != nil {
 			return err
@@ -267,19 +267,36 @@ func (l latencies) String() string {
 	return fmt.Sprintf("p50 %s, p90 %s, p99 %s, most %s (%d samples)", at(0.5), at(0.9), at(0.99), l[len(l)-1].Round(100*time.Microsecond), len(l))
 }
 
-// addRoute measures from the request that creates a route to its first 200.
+// addRoute measures from the request that creates a route to its first 200: to a
+// Service that the gateway sends requests to already.
 func (b *bench) addRoute(ctx context.Context, samples int, _ time.Duration) error {
+	const service = "route-0000" // there is always one
+	return b.firsts(ctx, samples, "create a route → first 200", "added-%04d", func(name string) (*v1alpha1.ServiceRoute, error) {
+		return harness.Route(namespace, name, hostOf(name), service, harness.Parent(namespace, gateway)), nil
+	})
+}
+
+// addBackend measures the same to a Service that is new to the gateway: a network
+// policy is written, and settles, before the route goes out.
+func (b *bench) addBackend(ctx context.Context, samples int, _ time.Duration) error {
+	return b.firsts(ctx, max(1, samples/4), "create a route to a new backend → first 200", "backend-%04d", func(name string) (*v1alpha1.ServiceRoute, error) {
+		return b.route(name), b.service(ctx, name)
+	})
+}
+
+func (b *bench) firsts(ctx context.Context, samples int, what, format string, prepare func(name string) (*v1alpha1.ServiceRoute, error)) error {
 	prober, others := newProber(), map[int]int{}
 	var taken latencies
 	manager, agent, envoy := cpu(b.operator.PID()), cpu(b.pod.Agent.PID()), cpu(b.pod.Envoy.PID())
 	for i := range samples {
-		name := fmt.Sprintf("added-%04d", i)
-		if err := b.service(ctx, name); err != nil {
+		name := fmt.Sprintf(format, i)
+		route, err := prepare(name)
+		if err != nil {
 			return err
 		}
 		next := time.Now().Add(200 * time.Millisecond) // not in step with the writing of statuses
 		started := time.Now()
-		if err := b.create(ctx, b.route(name)); err != nil {
+		if err := b.create(ctx, route); err != nil {
 			return err
 		}
 		if err := prober.first(ctx, b.url(), hostOf(name), others); err != nil {
@@ -289,8 +306,8 @@ func (b *bench) addRoute(ctx context.Context, samples int, _ time.Duration) erro
 		time.Sleep(time.Until(next))
 	}
 	delete(others, http.StatusNotFound) // it is not there before it is
-	row(fmt.Sprintf("create a route → first 200, %d routes present", b.routes), "%s; other answers than 404 on the way: %v", taken, others)
-	row("… CPU for each route added: manager, agent, Envoy", "%s, %s, %s",
+	row(fmt.Sprintf("%s, %d routes present", what, b.routes), "%s; other answers than 404 on the way: %v", taken, others)
+	row("… CPU for each: manager, agent, Envoy", "%s, %s, %s",
 		per(cpu(b.operator.PID())-manager, samples), per(cpu(b.pod.Agent.PID())-agent, samples), per(cpu(b.pod.Envoy.PID())-envoy, samples))
 	return nil
 }
