@@ -156,16 +156,18 @@ kind-load: ## Load them into its nodes.
 .PHONY: install
 install: ## Install our CRDs, and those of Gateway API that the cluster lacks.
 	hack/gateway-api.sh
-	$(KUBECTL) apply --server-side -f config/crd/bases
+	$(KUBECTL) apply --server-side --force-conflicts -f config/crd/bases
 	$(KUBECTL) wait --for=condition=Established --timeout=60s -f config/crd/bases
 
 .PHONY: uninstall
 uninstall: ## Remove our CRDs, and with them every object of their kinds; Gateway API stays.
 	$(KUBECTL) delete --ignore-not-found -f config/crd/bases
 
+# What somebody has changed by hand of what these manifests say is set back, or
+# an upgrade would fail on it; what they don't say stays.
 .PHONY: deploy
 deploy: install ## Run the operator from the image IMG, with GatewayClass and default Gateway.
-	$(render) | $(KUBECTL) apply --server-side -f -
+	$(render) | $(KUBECTL) apply --server-side --force-conflicts -f -
 
 .PHONY: undeploy
 undeploy: ## Remove the operator, all that it made, and our CRDs; Gateway API and its objects stay.
