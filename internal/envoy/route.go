@@ -171,6 +171,9 @@ func untouchedRetries() *routev3.RetryPolicy {
 				TypedConfig: mustAny(&previoushostsv3.PreviousHostsPredicate{}),
 			},
 		}},
-		HostSelectionRetryMaxAttempts: 5,
+		// How often another endpoint is drawn when one that was tried comes up
+		// again. Half of them may be gone at once, with their node: of four, two
+		// tried, six draws would miss the others in one of 64 cases.
+		HostSelectionRetryMaxAttempts: 32,
 	}
 }
