@@ -71,5 +71,31 @@ func command() *cobra.Command {
 	} {
 		_ = command.MarkFlagRequired(required)
 	}
+	command.AddCommand(adminCommand())
+	return command
+}
+
+// adminSocket is where Envoy serves its admin interface in a gateway pod.
+const adminSocket = "/run/meshroute/admin.sock"
+
+// adminCommand is for people:
+//
+//	kubectl exec POD -c agent -- /gateway-agent admin /clusters
+func adminCommand() *cobra.Command {
+	var socket string
+	command := &cobra.Command{
+		Use:           "admin PATH",
+		Short:         "Prints a page of Envoy's admin interface, for instance /clusters or /config_dump",
+		Args:          cobra.ExactArgs(1),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(command *cobra.Command, arguments []string) error {
+			if !strings.HasPrefix(arguments[0], "/") {
+				return fmt.Errorf("%q must be a path that begins with /", arguments[0])
+			}
+			return agent.Show(command.Context(), socket, arguments[0], command.OutOrStdout())
+		},
+	}
+	command.Flags().StringVar(&socket, "admin-socket", adminSocket, "Unix socket of Envoy's admin interface")
 	return command
 }

@@ -58,3 +58,10 @@ func TestGatewayMustHaveANamespace(t *testing.T) {
 		t.Errorf("--gateway edge: %v", err)
 	}
 }
+
+// People need not say where Envoy's admin interface is.
+func TestAdminLooksWhereItIsInPods(t *testing.T) {
+	if adminSocket != workload.AdminSocket {
+		t.Errorf("looks at %s, but pods have it at %s", adminSocket, workload.AdminSocket)
+	}
+}

@@ -115,6 +115,7 @@ func TestStubStatus(t *testing.T) {
 // fakeAdmin is Envoy's admin interface.
 type fakeAdmin struct {
 	*admin
+	socket  string
 	asked   atomic.Int64
 	answer  atomic.Pointer[func(w http.ResponseWriter, r *http.Request)]
 	lastURI atomic.Pointer[string]
@@ -127,7 +128,7 @@ func newFakeAdmin(t *testing.T) *fakeAdmin {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fakeAdmin{admin: newAdmin(socket)}
+	f := &fakeAdmin{admin: newAdmin(socket), socket: socket}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.asked.Add(1)
 		f.lastURI.Store(new(r.URL.Path + "?" + r.URL.Query().Encode()))
@@ -143,6 +144,23 @@ func (f *fakeAdmin) says(status int, body string) {
 		w.WriteHeader(status)
 		io.WriteString(w, body)
 	}))
+}
+
+func TestShow(t *testing.T) {
+	envoy := newFakeAdmin(t)
+	page := strings.Repeat("a long page\n", maxAdminAnswer/8)
+	envoy.says(http.StatusOK, page)
+	var out strings.Builder
+	if err := Show(t.Context(), envoy.socket, "/config_dump?include_eds", &out); err != nil || out.String() != page {
+		t.Errorf("shows %d bytes of %d, and says %v", out.Len(), len(page), err)
+	}
+	if got := *envoy.lastURI.Load(); got != "/config_dump?include_eds=" {
+		t.Errorf("asks for %s", got)
+	}
+	envoy.says(http.StatusMethodNotAllowed, "only by POST")
+	if err := Show(t.Context(), envoy.socket, "/quitquitquit", io.Discard); err == nil || !strings.Contains(err.Error(), "405") {
+		t.Errorf("a page that Envoy refuses: %v", err)
+	}
 }
 
 func TestStubStatusIsCachedForASecond(t *testing.T) {
