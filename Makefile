@@ -104,8 +104,8 @@ integration: ## Run tests with a real API server and a real Envoy (FOCUS, LABELS
 	$(ENVOY_BIN_SET); $(ASSETS_SET); $(TOOL) ginkgo run --require-suite --randomize-all --fail-on-pending --timeout=20m --poll-progress-after=60s $(SELECTION) $(GINKGOFLAGS) ./test/integration/...
 
 .PHONY: e2e
-e2e: ## Use the product as its users do: the demo (ports 8888, 9090, 3000, 8086; FOCUS, LABELS).
-	$(TOOL) ginkgo run --require-suite --fail-on-pending --timeout=20m $(SELECTION) $(GINKGOFLAGS) ./test/e2e/...
+e2e: ## Use the product as its users do: the demo, then a real cluster (FOCUS, LABELS, E2E_CLUSTER: see hack/e2e.sh).
+	@MAKE=$(MAKE) IMG=$(IMG) hack/e2e.sh $(GINKGOFLAGS)
 
 .PHONY: deflake
 deflake: ## Repeat integration tests until one fails (FOCUS, LABELS).

@@ -1,6 +1,6 @@
-// Package e2e_test uses the product as its users do, from outside: by the
+// Package demo_test uses the product without a cluster, from outside: by the
 // commands of the README.
-package e2e_test
+package demo_test
 
 import (
 	"io"
@@ -17,9 +17,9 @@ import (
 	"meshroute.io/meshroute/test/harness"
 )
 
-func TestE2E(t *testing.T) {
+func TestDemo(t *testing.T) {
 	RegisterFailHandler(Fail)
-	RunSpecs(t, "E2E")
+	RunSpecs(t, "Demo")
 }
 
 var _ = Describe("The demo", Label("demo"), func() {
