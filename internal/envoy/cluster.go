@@ -30,9 +30,10 @@ func cluster(from model.Cluster) *clusterv3.Cluster {
 		ConnectTimeout: durationpb.New(connectTimeout),
 		LbPolicy:       clusterv3.Cluster_LEAST_REQUEST,
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{
-			// No panic mode: an endpoint known to be broken gets no requests,
-			// even when most of them are.
-			HealthyPanicThreshold: &typev3.Percent{Value: 0},
+			// An endpoint known to be broken gets no requests, even when most of
+			// them are. But when all are set aside (the last one that was not has
+			// just gone), all are asked: below 1 % is none.
+			HealthyPanicThreshold: &typev3.Percent{Value: 1},
 		},
 		// An endpoint that left its EndpointSlice is gone at once.
 		IgnoreHealthOnHostRemoval: true,

@@ -6,6 +6,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"meshroute.io/meshroute/test/harness"
 )
@@ -65,5 +66,33 @@ var _ = Describe("A backend", Label("resilience", "backends"), func() {
 		AddReportEntry("unplugged", report.String())
 		Expect(report).To(HaveField("Failed", 0))
 		Expect(report.Worst).To(BeNumerically("<", 9500*time.Millisecond))
+	})
+
+	It("that was set aside is asked again at once when no other is left", func(ctx SpecContext) {
+		node, err := harness.NewNet()
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(node.Close)
+		back, err := node.Backend("back", nil)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(back.Close)
+		namespace := newNamespace(ctx)
+		host := hostOf(namespace)
+		slice := harness.Endpoints(namespace, "app", backend("other", nil), back)
+		create(ctx, harness.Service(namespace, "app"), slice,
+			harness.Route(namespace, "app", host, "app", harness.Parent("default", "main")))
+		Eventually(status(host, "/")).Should(Equal(200))
+
+		load := harness.StartLoad(100, url(port), host)
+		Expect(node.Unplug()).To(Succeed())
+		// Connecting to it takes its time to fail; three failures set it aside.
+		sent := load.Sent()
+		Eventually(load.Sent).Should(BeNumerically(">", sent+400))
+		Expect(node.Plug()).To(Succeed())
+		change(ctx, slice, func(s *discoveryv1.EndpointSlice) { s.Endpoints = s.Endpoints[1:] })
+		before := back.Requests.Load()
+		Eventually(back.Requests.Load).WithTimeout(2 * time.Second).Should(BeNumerically(">", before+50))
+		report := load.Stop()
+		AddReportEntry("set aside", report.String())
+		Expect(report).To(HaveField("Failed", 0))
 	})
 })
