@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -101,7 +102,10 @@ func podSpec(gw model.Gateway, options Options) *corev1ac.PodSpecApplyConfigurat
 			WithMaxSkew(1).
 			WithTopologyKey(corev1.LabelHostname).
 			WithWhenUnsatisfiable(corev1.ScheduleAnyway).
-			WithLabelSelector(metav1ac.LabelSelector().WithMatchLabels(selector(gw)))).
+			WithLabelSelector(metav1ac.LabelSelector().WithMatchLabels(selector(gw))).
+			// Counts the pods of one version: those that a rollout is about to
+			// remove would push the new ones together.
+			WithMatchLabelKeys(appsv1.DefaultDeploymentUniqueLabelKey)).
 		WithContainers(agentContainer(gw, options), envoyContainer(gw, options)).
 		WithVolumes(
 			emptyDir("run", "16Mi", corev1.StorageMediumMemory),
