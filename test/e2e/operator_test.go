@@ -84,7 +84,7 @@ var _ = Describe("The operator", Label("operator"), Serial, func() {
 		backend(ctx, namespace, "app", 1)
 		gw := newGateway(ctx, namespace, "own", func(config *v1alpha1.GatewayConfigSpec) { config.Replicas = new(int32(2)) })
 		create(ctx, harness.Route(namespace, "app", "rotate.example.com", "app", gw.parent()))
-		Eventually(status(gw.address, "rotate.example.com", "/")).WithTimeout(time.Minute).Should(Equal(200))
+		Eventually(routeCondition(ctx, client.ObjectKey{Namespace: namespace, Name: "app"}, v1alpha1.ConditionReady)).WithTimeout(time.Minute).Should(HavePrefix("True"))
 		load := startTraffic(gw.address, "rotate.example.com", 50, 10, nil)
 		defer load.cancel()
 

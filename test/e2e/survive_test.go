@@ -46,7 +46,8 @@ var _ = Describe("No request is lost", Label("survive"), Serial, Ordered, Contin
 		})
 		create(ctx, harness.Route(namespace, "app", host, "app", gw.parent()))
 		awaitRollout(ctx, app)
-		Eventually(status(gw.address, host, "/")).WithTimeout(time.Minute).Should(Equal(200))
+		// On both pods.
+		Eventually(routeCondition(ctx, app, v1alpha1.ConditionReady)).WithTimeout(time.Minute).Should(HavePrefix("True"))
 	})
 	AfterAll(func() {
 		AddReportEntry("lost requests", lost.String())
