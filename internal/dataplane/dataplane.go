@@ -153,23 +153,23 @@ func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(serv
 			known = &gateway{seen: map[string]seenPod{}, reach: map[string]*reach{}}
 			d.gateways[gw.Key] = known
 		}
-		known.model = gw
+		known.model, known.told = gw, gw
 		if d.names != nil {
 			known.peer = d.names.Pods(gw)
 		}
 	}
 	d.setUses(slicesOf)
+	waiting := false
 	for _, gw := range result.Gateways {
 		known := d.gateways[gw.Key]
 		d.setReaches(known, gw, now)
 		if known.hold(result.Routes, in.ServiceRoutes, !d.built); len(known.held) > 0 {
-			known.told = known.withoutHeld(in)
-		} else {
-			known.told = gw
+			known.told, waiting = known.withoutHeld(in), true
 		}
 	}
-	// An earlier version of a route that waits may lead elsewhere.
-	d.setUses(slicesOf)
+	if waiting {
+		d.setUses(slicesOf) // an earlier version of a route may lead elsewhere
+	}
 	for _, gw := range result.Gateways {
 		known := d.gateways[gw.Key]
 		if len(known.held) > 0 {
