@@ -97,8 +97,8 @@ var _ = Describe("Traffic", Label("resilience"), func() {
 	It("goes to the other pods when one ends, and that waits for its clients", func(ctx SpecContext) {
 		shared, err := harness.FreePort()
 		Expect(err).NotTo(HaveOccurred())
-		create(ctx, harness.Gateway(namespace, "pair", class, shared),
-			harness.Route(namespace, "pair", host, "app", harness.Parent(namespace, "pair")))
+		both := harness.Route(namespace, "pair", host, "app", harness.Parent(namespace, "pair"))
+		create(ctx, harness.Gateway(namespace, "pair", class, shared), both)
 		key := client.ObjectKey{Namespace: namespace, Name: "pair"}
 		stays, err := cluster.StartPod(ctx, binaries, folder, key, class, "pair-0")
 		Expect(err).NotTo(HaveOccurred())
@@ -111,6 +111,8 @@ var _ = Describe("Traffic", Label("resilience"), func() {
 			Expect(harness.AwaitOK(ctx, p.Readiness)).To(Succeed())
 			Expect(harness.AwaitOK(ctx, p.Probes+"/readyz")).To(Succeed())
 		}
+		// A pod may be ready before a route that is as new as the gateway.
+		Eventually(routeCondition(ctx, both, v1alpha1.ConditionReady)).Should(HavePrefix("True Ready:"))
 		service, err := harness.StartBalancer(address(stays), address(ends))
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(service.Close)
