@@ -1,8 +1,9 @@
 // Package agent is what runs beside Envoy in a gateway pod. It gets the
 // gateway's configuration from a manager and hands it to Envoy (the relay of
-// package xds), reports to the manager that leads, renders the pages that Envoy cannot, and tells Kubernetes
-// whether the pod is ready. It needs no manager to go on: a relay that cannot
-// reach one serves its last good configuration, across restarts, too.
+// package xds), reports to the manager that leads, renders the pages that Envoy
+// cannot, and tells Kubernetes whether the pod is ready. It needs no manager to
+// go on: a relay that cannot reach one serves its last good configuration, across
+// restarts, too.
 package agent
 
 import (

@@ -271,7 +271,7 @@ func (l latencies) String() string {
 // Service that the gateway sends requests to already.
 func (b *bench) addRoute(ctx context.Context, samples int, _ time.Duration) error {
 	const service = "route-0000" // there is always one
-	return b.firsts(ctx, samples, "create a route → first 200", "added-%04d", func(name string) (*v1alpha1.ServiceRoute, error) {
+	return b.firsts(ctx, samples, "create a route to a Service in use → first 200", "added-%04d", func(name string) (*v1alpha1.ServiceRoute, error) {
 		return harness.Route(namespace, name, hostOf(name), service, harness.Parent(namespace, gateway)), nil
 	})
 }
