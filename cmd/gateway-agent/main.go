@@ -59,6 +59,7 @@ func command() *cobra.Command {
 	flags.StringVar(&options.RootsFile, "roots", "", "file of PEM certificates that managers' are checked against")
 	flags.StringVar(&options.TokenFile, "token", "", "file of the token that proves who this agent is")
 	flags.StringVar(&options.StateDir, "state-dir", "", "folder that keeps the last good configuration")
+	flags.StringVar(&options.SecretsDir, "secrets-dir", "", "folder in memory that keeps the secrets of the last good configuration; empty keeps none")
 	flags.StringVar(&options.XDSSocket, "xds-socket", "", "Unix socket on which Envoy gets its configuration")
 	flags.StringVar(&options.PagesSocket, "pages-socket", "", "Unix socket on which Envoy gets pages")
 	flags.StringVar(&options.AdminSocket, "admin-socket", "", "Unix socket of Envoy's admin interface")

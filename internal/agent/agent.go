@@ -31,7 +31,7 @@ import (
 )
 
 // Options say which gateway an agent belongs to and where it finds its
-// neighbours. All are required but ProbeAddress and ForbiddenPort.
+// neighbours. All are required but SecretsDir, ProbeAddress and ForbiddenPort.
 type Options struct {
 	// Gateway and pod that the agent belongs to.
 	Gateway identity.Gateway
@@ -42,8 +42,11 @@ type Options struct {
 	// TokenFile the token that proves who the agent is. Both may be replaced
 	// at any time.
 	RootsFile, TokenFile string
-	// StateDir keeps the last good configuration.
+	// StateDir keeps the last good configuration, all but its secrets.
 	StateDir string
+	// SecretsDir keeps the secrets of it. It has to be on a file system in
+	// memory; where empty they are not kept.
+	SecretsDir string
 	// XDSSocket and PagesSocket are Unix sockets that the agent serves to
 	// Envoy; AdminSocket is the one that Envoy serves.
 	XDSSocket, PagesSocket, AdminSocket string
@@ -79,6 +82,13 @@ func Run(ctx context.Context, options Options) error {
 	if err := os.MkdirAll(options.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the folder for the last good configuration: %w", err)
 	}
+	secretStore := ""
+	if options.SecretsDir != "" {
+		if err := os.MkdirAll(options.SecretsDir, 0o700); err != nil {
+			return fmt.Errorf("make the folder for secrets: %w", err)
+		}
+		secretStore = filepath.Join(options.SecretsDir, "last-good.pb")
+	}
 	dial := func(ctx context.Context, address string) (*grpc.ClientConn, error) {
 		select {
 		case <-client.Ready():
@@ -95,12 +105,13 @@ func Run(ctx context.Context, options Options) error {
 		Log:      options.Log.WithName("reporter"),
 	})
 	relay = xds.NewRelay(xds.RelayOptions{
-		Node:       &corev3.Node{Id: options.Gateway.Pod, Cluster: options.Gateway.Namespace + "/" + options.Gateway.Name},
-		Dial:       func(ctx context.Context) (*grpc.ClientConn, error) { return dial(ctx, options.XDSAddress) },
-		Beside:     reporter.Follow,
-		OnProgress: reporter.Ring,
-		Store:      filepath.Join(options.StateDir, "last-good.pb"),
-		Log:        options.Log.WithName("relay"),
+		Node:        &corev3.Node{Id: options.Gateway.Pod, Cluster: options.Gateway.Namespace + "/" + options.Gateway.Name},
+		Dial:        func(ctx context.Context) (*grpc.ClientConn, error) { return dial(ctx, options.XDSAddress) },
+		Beside:      reporter.Follow,
+		OnProgress:  reporter.Ring,
+		Store:       filepath.Join(options.StateDir, "last-good.pb"),
+		SecretStore: secretStore,
+		Log:         options.Log.WithName("relay"),
 	})
 	admin := newAdmin(options.AdminSocket)
 	drain := newDrain(options.DrainTimeout, admin, reporter.SetDraining, options.Log.WithName("drain"))

@@ -63,6 +63,7 @@ type translatedHost struct {
 func (t *Translator) Translate(gw model.Gateway) Resources {
 	resources := Resources{
 		resource.ListenerType: make(map[string]proto.Message, len(gw.Ports)),
+		resource.SecretType:   {},
 		resource.RouteType:    make(map[string]proto.Message, len(gw.Ports)),
 		resource.ClusterType:  make(map[string]proto.Message, len(gw.Clusters)),
 	}

@@ -22,6 +22,7 @@ import (
 const (
 	runDir    = "/run/meshroute"             // Unix sockets between Envoy and agent
 	stateDir  = "/var/lib/meshroute"         // the agent's last good configuration
+	keysDir   = "/run/meshroute-keys"        // its certificates with their keys, in memory
 	configDir = "/etc/meshroute"             // ConfigMap: bootstrap and roots
 	tokenDir  = "/var/run/secrets/meshroute" //nolint:gosec // a path, not a credential
 
@@ -110,6 +111,7 @@ func podSpec(gw model.Gateway, options Options) *corev1ac.PodSpecApplyConfigurat
 		WithVolumes(
 			emptyDir("run", "16Mi", corev1.StorageMediumMemory),
 			emptyDir("state", "512Mi", corev1.StorageMediumDefault),
+			emptyDir("keys", "64Mi", corev1.StorageMediumMemory),
 			corev1ac.Volume().WithName("config").WithConfigMap(corev1ac.ConfigMapVolumeSource().WithName(nameOf(gw))),
 			corev1ac.Volume().WithName("token").WithProjected(corev1ac.ProjectedVolumeSource().WithSources(
 				corev1ac.VolumeProjection().WithServiceAccountToken(corev1ac.ServiceAccountTokenProjection().
@@ -189,6 +191,7 @@ func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 			"--roots", configDir+"/"+rootsFile,
 			"--token", tokenDir+"/token",
 			"--state-dir", stateDir,
+			"--secrets-dir", keysDir,
 			"--xds-socket", XDSSocket,
 			"--pages-socket", PagesSocket,
 			"--admin-socket", AdminSocket,
@@ -198,6 +201,7 @@ func agentContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 		WithVolumeMounts(
 			mount("run", runDir),
 			mount("state", stateDir),
+			mount("keys", keysDir),
 			mount("config", configDir).WithReadOnly(true),
 			mount("token", tokenDir).WithReadOnly(true),
 		).

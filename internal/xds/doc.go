@@ -9,7 +9,11 @@
 // changes into the order in which no request is lost (clusters, their
 // endpoints, then routes, then listeners; removals last), acknowledges only
 // what its Envoy has, and keeps the last good configuration in a file, so that
-// the gateway serves, and restarts, with every manager gone.
+// the gateway serves, and restarts, with every manager gone. Secrets are kept in
+// a file of their own, in memory: keys never touch a disk.
+//
+// A secret without content says "keep the one that you have": the manager knows
+// that there is one, and of none that is good. It is sent to no Envoy.
 //
 // # Answers between Relay and Server
 //
@@ -38,6 +42,7 @@ type kind int
 const (
 	clusters kind = iota
 	endpoints
+	secrets
 	routes
 	listeners
 	numKinds
@@ -50,14 +55,16 @@ var kinds = [numKinds]struct {
 	noun string
 	// wildcard types are wanted whole by Envoy; of others it names what it wants.
 	wildcard bool
-	// refs finds the names of the resources of kind to that a resource needs.
-	refs func(body []byte) ([]string, error)
-	to   kind
+	// refs finds what a resource needs; sorted, each once.
+	refs func(body []byte) ([]ref, error)
+	// users is the type whose resources need those of this one.
+	users kind
 }{
-	clusters:  {url: resource.ClusterType, noun: "cluster", wildcard: true, refs: clusterRefs, to: endpoints},
-	endpoints: {url: resource.EndpointType, noun: "endpoints of cluster"},
-	routes:    {url: resource.RouteType, noun: "route configuration", refs: routeRefs, to: clusters},
-	listeners: {url: resource.ListenerType, noun: "listener", wildcard: true, refs: listenerRefs, to: routes},
+	clusters:  {url: resource.ClusterType, noun: "cluster", wildcard: true, refs: clusterRefs, users: routes},
+	endpoints: {url: resource.EndpointType, noun: "endpoints of cluster", users: clusters},
+	secrets:   {url: resource.SecretType, noun: "secret", users: listeners},
+	routes:    {url: resource.RouteType, noun: "route configuration", refs: routeRefs, users: listeners},
+	listeners: {url: resource.ListenerType, noun: "listener", wildcard: true, refs: listenerRefs},
 }
 
 // Types returns the type URLs that travel, in the order in which they are

@@ -332,14 +332,18 @@ func TestDeleteDoesNotEmpty(t *testing.T) {
 }
 
 func TestStore(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "store")
-	secret := &discoveryv3.Resource{Name: "key", Version: "1", Resource: packed(body(clusters, "x"))}
-	secret.Resource.TypeUrl = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
-	if err := writeStore(path, []*discoveryv3.Resource{res(clusters, "c", "1"), secret}); err != nil {
+	path, inMemory := filepath.Join(t.TempDir(), "store"), filepath.Join(t.TempDir(), "secrets")
+	if err := (store{path, inMemory}).write([]*discoveryv3.Resource{res(clusters, "c", "1"), res(secrets, "key", "1")}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := readStore(path); err != nil || len(got) != 1 || got[0].GetName() != "c" {
 		t.Fatalf("read %v, %v: the cluster and no secret were to come", got, err)
+	}
+	if got, err := (store{path, inMemory}).read(); err != nil || len(got) != 2 {
+		t.Fatalf("read %v, %v: both were to come", got, err)
+	}
+	if info, _ := os.Stat(inMemory); info.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the secrets %v", info.Mode())
 	}
 	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v", info.Mode())

@@ -1,35 +1,48 @@
 package xds
 
 import (
+	"cmp"
 	"errors"
 	"slices"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
+// ref names a resource that another one needs.
+type ref struct {
+	kind kind
+	name string
+}
+
+func compareRefs(a, b ref) int {
+	return cmp.Or(cmp.Compare(a.kind, b.kind), strings.Compare(a.name, b.name))
+}
+
 // clusterRefs is the name under which a cluster asks for endpoints, if it does.
-func clusterRefs(body []byte) ([]string, error) {
+func clusterRefs(body []byte) ([]ref, error) {
 	c := &clusterv3.Cluster{}
 	if err := proto.Unmarshal(body, c); err != nil || c.GetType() != clusterv3.Cluster_EDS {
 		return nil, err
 	}
-	if name := c.GetEdsClusterConfig().GetServiceName(); name != "" {
-		return []string{name}, nil
-	}
-	return []string{c.GetName()}, nil
+	return []ref{{endpoints, cmp.Or(c.GetEdsClusterConfig().GetServiceName(), c.GetName())}}, nil
 }
 
-// listenerRefs are the route configurations that a listener gets by RDS.
-func listenerRefs(body []byte) ([]string, error) {
+// listenerRefs are the route configurations that a listener gets by RDS, and the
+// secrets that it gets by SDS.
+func listenerRefs(body []byte) ([]ref, error) {
 	l := &listenerv3.Listener{}
 	if err := proto.Unmarshal(body, l); err != nil {
 		return nil, err
 	}
-	var names []string
+	var refs []ref
 	for _, chain := range append(l.GetFilterChains(), l.GetDefaultFilterChain()) {
 		for _, filter := range chain.GetFilters() {
 			manager := &hcmv3.HttpConnectionManager{}
@@ -39,11 +52,31 @@ func listenerRefs(body []byte) ([]string, error) {
 				return nil, err
 			}
 			if name := manager.GetRds().GetRouteConfigName(); name != "" {
-				names = append(names, name)
+				refs = append(refs, ref{routes, name})
 			}
 		}
+		tls := &tlsv3.DownstreamTlsContext{}
+		if config := chain.GetTransportSocket().GetTypedConfig(); !config.MessageIs(tls) {
+			continue
+		} else if err := config.UnmarshalTo(tls); err != nil {
+			return nil, err
+		}
+		for _, secret := range tls.GetCommonTlsContext().GetTlsCertificateSdsSecretConfigs() {
+			refs = append(refs, ref{secrets, secret.GetName()})
+		}
 	}
-	return sortedSet(names), nil
+	slices.SortFunc(refs, compareRefs)
+	return slices.Compact(refs), nil
+}
+
+// withoutContent tells whether a resource is a secret that says "keep the one
+// that you have".
+func withoutContent(r *discoveryv3.Resource) bool {
+	if r.GetResource().GetTypeUrl() != resource.SecretType {
+		return false
+	}
+	secret := &tlsv3.Secret{}
+	return proto.Unmarshal(r.GetResource().GetValue(), secret) == nil && secret.GetType() == nil
 }
 
 // fields is a set of paths through a message: field numbers, down to a string.
@@ -71,19 +104,19 @@ var (
 // bytes as they are: one route configuration holds all routes of a port, it
 // comes again with each change of one of them, and unmarshalling thousands of
 // routes takes longer than everything else that the relay does.
-func routeRefs(body []byte) ([]string, error) {
+func routeRefs(body []byte) ([]ref, error) {
 	seen := map[string]struct{}{}
 	if err := find(body, clusterNames, seen); err != nil {
 		return nil, err
 	}
-	names := make([]string, 0, len(seen))
+	refs := make([]ref, 0, len(seen))
 	for name := range seen {
 		if !reserved(name) {
-			names = append(names, name)
+			refs = append(refs, ref{clusters, name})
 		}
 	}
-	slices.Sort(names)
-	return names, nil
+	slices.SortFunc(refs, compareRefs)
+	return refs, nil
 }
 
 func find(body []byte, paths fields, found map[string]struct{}) error {
@@ -118,9 +151,4 @@ func find(body []byte, paths fields, found map[string]struct{}) error {
 		}
 	}
 	return nil
-}
-
-func sortedSet(names []string) []string {
-	slices.Sort(names)
-	return slices.Compact(names)
 }

@@ -32,10 +32,13 @@ type RelayOptions struct {
 	Beside func(context.Context, *grpc.ClientConn)
 	// OnProgress is told that Progress moved; nil: nobody is. It must not block.
 	OnProgress func()
-	// Store is the path of the file that keeps the last good configuration;
-	// empty: none is kept.
+	// Store is the path of the file that keeps the last good configuration, all
+	// but its secrets; empty: none is kept.
 	Store string
-	Log   logr.Logger
+	// SecretStore is the path of the file that keeps the secrets of it. It has to
+	// be on a file system in memory; empty: none are kept.
+	SecretStore string
+	Log         logr.Logger
 }
 
 // RelayStatus tells how a Relay is doing.
@@ -68,13 +71,9 @@ type Relay struct {
 // answers is better than never to start.
 func NewRelay(options RelayOptions) *Relay {
 	r := &Relay{options: options, changed: make(chan struct{}, 1), state: newRelayState()}
-	if options.Store == "" {
-		return r
-	}
-	resources, err := readStore(options.Store)
+	resources, err := r.store().read()
 	if err != nil {
-		options.Log.Error(err, "Stored configuration cannot be used; nothing is served until a manager sends it anew, which replaces the file",
-			"file", options.Store)
+		options.Log.Error(err, "Stored configuration cannot be used; what it held is not served until a manager sends it anew, which replaces the file")
 	}
 	if len(resources) > 0 {
 		r.state.restore(resources)
@@ -82,6 +81,8 @@ func NewRelay(options RelayOptions) *Relay {
 	}
 	return r
 }
+
+func (r *Relay) store() store { return store{path: r.options.Store, secrets: r.options.SecretStore} }
 
 // Register makes g serve ADS to Envoy. Use LocalServerOptions for g.
 func (r *Relay) Register(g *grpc.Server) {
@@ -255,15 +256,15 @@ func (r *Relay) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryS
 
 // keepStore writes the store soon after it changed, and a last time at the end.
 func (r *Relay) keepStore(ctx context.Context) {
-	if r.options.Store == "" {
+	if r.store() == (store{}) {
 		return
 	}
 	write := func() {
 		r.mu.Lock()
 		resources := r.state.lastGood()
 		r.mu.Unlock()
-		if err := writeStore(r.options.Store, resources); err != nil {
-			r.options.Log.Error(err, "Configuration cannot be stored; a restart would begin with an older one", "file", r.options.Store)
+		if err := r.store().write(resources); err != nil {
+			r.options.Log.Error(err, "Configuration cannot be stored; a restart would begin with an older one")
 		}
 	}
 	for {

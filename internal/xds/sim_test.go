@@ -10,10 +10,12 @@ import (
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
@@ -48,9 +50,19 @@ func body(k kind, name string, refs ...string) proto.Message {
 			}}})
 		}
 		return rc
+	case secrets:
+		return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{}}}
 	}
 	l := &listenerv3.Listener{Name: name}
 	for _, ref := range refs {
+		if strings.HasPrefix(ref, "s") {
+			l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{TransportSocket: &corev3.TransportSocket{
+				ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: packed(&tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+					TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: ref}},
+				}})},
+			}})
+			continue
+		}
 		l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{Filters: []*listenerv3.Filter{{
 			Name: "hcm",
 			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed(&hcmv3.HttpConnectionManager{
@@ -65,15 +77,20 @@ func res(k kind, name, version string, refs ...string) *discoveryv3.Resource {
 	return &discoveryv3.Resource{Name: name, Version: version, Resource: packed(body(k, name, refs...))}
 }
 
-func refsOf(k kind, r *discoveryv3.Resource) []string {
+// keep is a secret without content.
+func keep(name, version string) *discoveryv3.Resource {
+	return &discoveryv3.Resource{Name: name, Version: version, Resource: packed(&tlsv3.Secret{Name: name})}
+}
+
+func refsOf(k kind, r *discoveryv3.Resource) []ref {
 	if kinds[k].refs == nil {
 		return nil
 	}
-	names, err := kinds[k].refs(r.GetResource().GetValue())
+	refs, err := kinds[k].refs(r.GetResource().GetValue())
 	if err != nil {
 		panic(err)
 	}
-	return names
+	return refs
 }
 
 // ---- A manager that behaves like go-control-plane's delta server.
@@ -219,11 +236,20 @@ func (e *fakeEnvoy) ask(k kind, subscribe, unsubscribe []string) {
 
 // follow asks for what is needed now and was not asked for.
 func (e *fakeEnvoy) follow(parent kind) {
-	k := kinds[parent].to
+	for k := range numKinds {
+		if kinds[k].users == parent && !kinds[k].wildcard {
+			e.followTo(parent, k)
+		}
+	}
+}
+
+func (e *fakeEnvoy) followTo(parent, k kind) {
 	need := map[string]bool{}
 	for _, r := range e.have[parent] {
-		for _, name := range refsOf(parent, r) {
-			need[name] = true
+		for _, to := range refsOf(parent, r) {
+			if to.kind == k {
+				need[to.name] = true
+			}
 		}
 	}
 	var add, drop []string
@@ -278,16 +304,14 @@ func (e *fakeEnvoy) receive() error {
 				delete(e.rewarm, r.GetName())
 			}
 		case routes:
-			for _, name := range refsOf(k, r) {
-				if !e.warm[name] {
-					return fmt.Errorf("route configuration %s came before its cluster %s was ready", r.GetName(), name)
+			for _, cluster := range refsOf(k, r) {
+				if !e.warm[cluster.name] {
+					return fmt.Errorf("route configuration %s came before its cluster %s was ready", r.GetName(), cluster.name)
 				}
 			}
-		case listeners:
-			for _, route := range refsOf(k, r) {
-				if e.asked[routes] && e.subs[routes][route] && e.have[routes][route] == nil {
-					continue
-				}
+		case secrets:
+			if withoutContent(r) {
+				return fmt.Errorf("secret %s came without content", r.GetName())
 			}
 		}
 		e.have[k][r.GetName()] = r
@@ -296,7 +320,7 @@ func (e *fakeEnvoy) receive() error {
 		switch k {
 		case clusters:
 			for _, r := range e.have[routes] {
-				if slices.Contains(refsOf(routes, r), name) {
+				if slices.Contains(refsOf(routes, r), ref{clusters, name}) {
 					return fmt.Errorf("cluster %s removed while %s uses it", name, r.GetName())
 				}
 			}
@@ -451,7 +475,17 @@ func randomContent(r *rand.Rand, withBad bool) content {
 		refs := slices.DeleteFunc(slices.Clone(names), func(string) bool { return r.IntN(2) == 0 })
 		c[routes][name] = res(routes, name, version()+strings.Join(refs, ","), refs...)
 		l := "l" + strconv.Itoa(i)
-		c[listeners][l] = res(listeners, l, version(), name)
+		needs := []string{name}
+		for j := range 2 {
+			if secret := "s" + strconv.Itoa(r.IntN(3)); r.IntN(3+j) == 0 {
+				needs = append(needs, secret)
+				c[secrets][secret] = res(secrets, secret, version())
+				if withBad && r.IntN(4) == 0 {
+					c[secrets][secret] = keep(secret, "keep")
+				}
+			}
+		}
+		c[listeners][l] = res(listeners, l, version()+strings.Join(needs, ","), needs...)
 	}
 	return c
 }
@@ -466,7 +500,8 @@ func versionsOf(c content) (v [numKinds]map[string]string) {
 	return v
 }
 
-// closed tells what a set of resources lacks.
+// lacking tells what a set of resources lacks to be closed. A secret may be
+// missing: there may be none, or one that Envoy refuses.
 func lacking(good []*discoveryv3.Resource) string {
 	have := map[string]bool{}
 	for _, r := range good {
@@ -474,9 +509,9 @@ func lacking(good []*discoveryv3.Resource) string {
 	}
 	for _, r := range good {
 		k, _ := kindOf(r.GetResource().GetTypeUrl())
-		for _, name := range refsOf(k, r) {
-			if !have[kinds[kinds[k].to].url+name] {
-				return fmt.Sprintf("%s without its %s %s", r.GetName(), kinds[kinds[k].to].noun, name)
+		for _, to := range refsOf(k, r) {
+			if to.kind != secrets && !have[kinds[to.kind].url+to.name] {
+				return fmt.Sprintf("%s without its %s %s", r.GetName(), kinds[to.kind].noun, to.name)
 			}
 		}
 	}
@@ -622,7 +657,7 @@ func holdsAll(w *world) error {
 	want, got := versionsOf(w.manager.content), versionsOf(w.envoy.have)
 	for k := range numKinds {
 		for name, v := range want[k] {
-			if got[k][name] != v {
+			if got[k][name] != v && !withoutContent(w.manager.content[k][name]) {
 				return fmt.Errorf("Envoy has %s %q at %q, wanted %q", kinds[k].noun, name, got[k][name], v)
 			}
 		}

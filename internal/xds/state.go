@@ -19,7 +19,8 @@ import (
 //
 // Order. A cluster is sent as soon as it is wanted. A route configuration is
 // sent when Envoy has all its clusters and their endpoints, a listener when the
-// same holds for its route configurations. A cluster is removed when no route
+// same holds for its route configurations, and its secrets have come: Envoy asks
+// for these when it has the listener, and serves it when it has them. A cluster is removed when no route
 // configuration that Envoy has, or may have, names it. Clusters, endpoints and
 // listeners may thus go out at any time; only routes lead requests anywhere.
 //
@@ -34,7 +35,7 @@ import (
 // acknowledged.
 //
 // Truth. A cluster counts as applied when its endpoints are, a listener when
-// its route configurations are. Otherwise a response whose resources nothing
+// its route configurations and secrets are. Otherwise a response whose resources nothing
 // wants yet (a route configuration ahead of its listener) would be
 // acknowledged, the listener would be, and the two together were reported as
 // applied while the routes are still on their way.
@@ -111,9 +112,10 @@ type item struct {
 // version is one version of a resource.
 type version struct {
 	*discoveryv3.Resource
-	refs    []string // sorted
-	refused string   // Envoy's words
-	unknown bool     // Envoy has it; its content is not known here
+	refs    []ref  // sorted
+	keep    bool   // no content: the one that Envoy has is to stay
+	refused string // Envoy's words
+	unknown bool   // Envoy has it; its content is not known here
 	holders int
 }
 
@@ -214,16 +216,16 @@ func (s *relayState) progress() []*reportv1.TypeState {
 	return types
 }
 
-// serving tells whether Envoy has, on its present stream, a listener and that
-// listener's routes.
+// serving tells whether Envoy has, on its present stream, a listener, that
+// listener's routes, and those of its secrets that are there.
 func (s *relayState) serving() bool {
 	for _, it := range s.kinds[listeners].items {
 		if it.held == nil || it.held.unknown {
 			continue
 		}
-		if !slices.ContainsFunc(it.held.refs, func(name string) bool {
-			r := s.kinds[routes].items[name]
-			return r == nil || r.held == nil
+		if !slices.ContainsFunc(it.held.refs, func(r ref) bool {
+			needed := s.find(r)
+			return needed == nil || needed.held == nil && (r.kind != secrets || needed.target != nil)
 		}) {
 			return true
 		}
@@ -295,7 +297,7 @@ func (s *relayState) want(k kind, it *item, r *discoveryv3.Resource) {
 	} else if v := it.find(r.GetVersion()); v != nil {
 		it.desired = v
 	} else {
-		it.desired = &version{Resource: r}
+		it.desired = &version{Resource: r, keep: withoutContent(r)}
 		if refs := kinds[k].refs; refs != nil {
 			// What cannot be read has no references: Envoy will refuse it.
 			it.desired.refs, _ = refs(r.GetResource().GetValue())
@@ -420,6 +422,10 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 	case alone:
 		it, v := entries[0].it, entries[0].v
 		v.refused = clip(refusal.GetMessage())
+		if k == secrets && strings.Contains(v.refused, "inline_") {
+			// Envoy may quote what it refuses, which nobody is to read.
+			v.refused = "Envoy's words are withheld, because they quote the secret"
+		}
 		if v.refused == "" {
 			v.refused = "no reason given"
 		}
@@ -458,6 +464,9 @@ func (s *relayState) item(k kind, name string) *item {
 	return it
 }
 
+// find returns what is known of a resource, or nil.
+func (s *relayState) find(r ref) *item { return s.kinds[r.kind].items[r.name] }
+
 func (s *relayState) mark(k kind, it *item) { s.kinds[k].dirty[it] = struct{}{} }
 
 func (s *relayState) markAll(k kind) {
@@ -470,7 +479,7 @@ func (s *relayState) markAll(k kind) {
 func (s *relayState) retarget(k kind, it *item) {
 	s.mark(k, it)
 	to := it.desired
-	if to != nil && to.refused != "" {
+	if to != nil && (to.refused != "" || to.keep) {
 		to = it.good
 		if to != nil && to.refused != "" {
 			to = nil
@@ -481,12 +490,12 @@ func (s *relayState) retarget(k kind, it *item) {
 		return
 	}
 	it.target = to
-	if k == routes {
+	if kinds[k].users == listeners {
 		for l := range it.users {
 			s.mark(listeners, l)
 		}
 	}
-	var before, after []string
+	var before, after []ref
 	if from != nil {
 		before = from.refs
 	}
@@ -495,15 +504,15 @@ func (s *relayState) retarget(k kind, it *item) {
 	}
 	for len(before)+len(after) > 0 { // both sorted: only differences are touched
 		switch {
-		case len(after) == 0 || len(before) > 0 && before[0] < after[0]:
-			needed := s.item(kinds[k].to, before[0])
+		case len(after) == 0 || len(before) > 0 && compareRefs(before[0], after[0]) < 0:
+			needed := s.item(before[0].kind, before[0].name)
 			delete(needed.users, it)
-			s.mark(kinds[k].to, needed)
+			s.mark(before[0].kind, needed)
 			before = before[1:]
-		case len(before) == 0 || after[0] < before[0]:
-			needed := s.item(kinds[k].to, after[0])
+		case len(before) == 0 || compareRefs(after[0], before[0]) < 0:
+			needed := s.item(after[0].kind, after[0].name)
 			needed.users[it] = struct{}{}
-			s.mark(kinds[k].to, needed)
+			s.mark(after[0].kind, needed)
 			after = after[1:]
 		default:
 			before, after = before[1:], after[1:]
@@ -550,10 +559,10 @@ func (s *relayState) hold(k kind, v *version) {
 	if v.unknown && k == routes {
 		s.unknown++
 	}
-	for _, name := range v.refs {
-		needed := s.item(kinds[k].to, name)
+	for _, r := range v.refs {
+		needed := s.item(r.kind, r.name)
 		if needed.pins++; needed.pins == 1 && needed.desired == nil {
-			s.mark(kinds[k].to, needed) // it was perhaps about to go
+			s.mark(r.kind, needed) // it was perhaps about to go
 		}
 	}
 }
@@ -567,19 +576,19 @@ func (s *relayState) release(k kind, v *version) {
 			s.markAll(clusters)
 		}
 	}
-	for _, name := range v.refs {
-		needed := s.item(kinds[k].to, name)
+	for _, r := range v.refs {
+		needed := s.item(r.kind, r.name)
 		if needed.pins--; needed.pins == 0 && needed.desired == nil {
-			s.mark(kinds[k].to, needed)
+			s.mark(r.kind, needed)
 		}
 	}
 }
 
 // ---- Judging.
 
-// settle judges until nothing is left to judge. It ends: a route
-// configuration's verdict looks at its listeners' only until Envoy subscribes
-// to it, a listener's at its route configurations' only after Envoy has it.
+// settle judges until nothing is left to judge. It ends: the verdict of a route
+// configuration, or a secret, looks at its listeners' only until Envoy subscribes
+// to it, a listener's at theirs only after Envoy has it.
 func (s *relayState) settle() {
 	for again := true; again; {
 		again = false
@@ -625,7 +634,7 @@ func (s *relayState) process(k kind, it *item) {
 				}
 			}
 		}
-	case routes:
+	case routes, secrets:
 		if changed {
 			for l := range it.users {
 				s.mark(listeners, l)
@@ -633,8 +642,8 @@ func (s *relayState) process(k kind, it *item) {
 		}
 	case listeners:
 		if changed && it.target != nil {
-			for _, name := range it.target.refs {
-				s.mark(routes, s.item(routes, name))
+			for _, r := range it.target.refs {
+				s.mark(r.kind, s.item(r.kind, r.name))
 			}
 		}
 	}
@@ -646,31 +655,25 @@ func (s *relayState) process(k kind, it *item) {
 }
 
 // keepGood moves an item's last good version along: never before those that it
-// needs have one, so that all of them together stay closed.
+// needs have one, so that all of them together stay closed. Only a secret that
+// there is none of may be missing: the listener's others serve without it.
 func (s *relayState) keepGood(k kind, it *item) {
 	switch {
 	case it.held != nil && !it.held.unknown && it.held != it.good && it.held.refused == "":
-		for _, name := range it.held.refs {
-			if needed := s.kinds[kinds[k].to].items[name]; needed == nil || needed.good == nil {
+		for _, r := range it.held.refs {
+			needed := s.find(r)
+			absent := r.kind == secrets && needed != nil && needed.desired != nil && needed.target == nil
+			if needed == nil || needed.good == nil && !absent {
 				return
 			}
 		}
 		s.setGood(k, it, it.held)
 		for user := range it.users { // theirs may have waited for this one
-			s.mark(userKind(k), user)
+			s.mark(kinds[k].users, user)
 		}
 	case it.good != nil && it.desired == nil && it.held == nil && len(it.maybe) == 0 && it.pins == 0:
 		s.setGood(k, it, nil)
 	}
-}
-
-func userKind(k kind) kind {
-	for user := range numKinds {
-		if kinds[user].refs != nil && kinds[user].to == k {
-			return user
-		}
-	}
-	return k
 }
 
 // judge tells whether something is to be sent for an item, and how far it is.
@@ -704,10 +707,12 @@ func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 		asked = s.kinds[k].requested
 	}
 	switch {
+	case it.target == nil && it.desired.keep:
+		return false, verdict{} // there is none to keep
 	case it.target == nil:
 		return false, verdict{refused, it.desired.refused}
 	case asked && it.held == it.target && len(it.maybe) == 0 && !it.resend && !it.leaving:
-		if it.target != it.desired {
+		if it.target != it.desired && !it.desired.keep {
 			return false, verdict{refused, it.desired.refused}
 		}
 		return false, s.below(k, it)
@@ -720,11 +725,11 @@ func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 	case kinds[k].wildcard:
 		return false, verdict{status: pending}
 	case len(it.users) == 0:
-		if k == routes && !s.kinds[listeners].known {
+		if kinds[k].users == listeners && !s.kinds[listeners].known {
 			return false, verdict{waiting, "the listeners have not come"}
 		}
 		return false, verdict{} // nobody wants it
-	case k == routes:
+	case kinds[k].users == listeners:
 		// Envoy will subscribe when it has a listener that needs it.
 		for l := range it.users {
 			if l.held == l.target {
@@ -746,11 +751,11 @@ func (s *relayState) below(k kind, it *item) (v verdict) {
 	if kinds[k].refs == nil || k == routes {
 		return v // routes were sent after their clusters
 	}
-	for _, name := range it.target.refs {
-		needed := s.kinds[kinds[k].to].items[name]
+	for _, r := range it.target.refs {
+		needed := s.find(r)
 		switch {
 		case needed == nil || needed.desired == nil:
-			v = v.worse(verdict{waiting, missing(kinds[k].to, name)})
+			v = v.worse(verdict{waiting, missing(r)})
 		case needed.verdict.status != refused: // that is answered there
 			v = v.worse(needed.verdict)
 		}
@@ -762,21 +767,24 @@ func (s *relayState) below(k kind, it *item) (v verdict) {
 func (s *relayState) ready(k kind, it *item) (v verdict) {
 	switch k {
 	case routes:
-		for _, name := range it.target.refs {
-			if c := s.item(clusters, name); !c.ready {
+		for _, r := range it.target.refs {
+			if c := s.item(r.kind, r.name); !c.ready {
 				v = v.worse(s.need(c))
 			}
 		}
 	case listeners:
-		for _, name := range it.target.refs {
-			r := s.kinds[routes].items[name]
+		for _, r := range it.target.refs {
+			needed := s.find(r)
 			switch {
-			case r == nil || r.desired == nil:
-				v = v.worse(verdict{waiting, missing(routes, name)})
-			case r.target == nil:
-				v = v.worse(because(routes, name, r.desired.refused))
+			case needed == nil || needed.desired == nil:
+				v = v.worse(verdict{waiting, missing(r)})
+			case r.kind == secrets:
+				// Envoy asks for it when it has the listener. Where there is none
+				// to give, the listener's others serve all the same.
+			case needed.target == nil:
+				v = v.worse(because(r, needed.desired.refused))
 			default:
-				v = v.worse(s.ready(routes, r))
+				v = v.worse(s.ready(r.kind, needed))
 			}
 		}
 	}
@@ -789,8 +797,8 @@ func (s *relayState) ready(k kind, it *item) (v verdict) {
 func (s *relayState) need(it *item) verdict {
 	if it.held != nil && !it.held.unknown && !it.ready && !it.leaving && len(it.maybe) == 0 {
 		it.ready = true
-		for _, name := range it.held.refs {
-			if e := s.kinds[endpoints].items[name]; e == nil || e.held == nil || e.resend {
+		for _, r := range it.held.refs {
+			if e := s.find(r); e == nil || e.held == nil || e.resend {
 				it.ready = false
 			}
 		}
@@ -799,28 +807,28 @@ func (s *relayState) need(it *item) verdict {
 	case it.ready:
 		return verdict{}
 	case it.desired == nil:
-		return verdict{waiting, missing(clusters, it.name)}
+		return verdict{waiting, missing(ref{clusters, it.name})}
 	case it.target == nil:
-		return because(clusters, it.name, it.desired.refused)
+		return because(ref{clusters, it.name}, it.desired.refused)
 	case it.held == it.target:
-		for _, name := range it.target.refs {
-			switch e := s.kinds[endpoints].items[name]; {
+		for _, r := range it.target.refs {
+			switch e := s.find(r); {
 			case e == nil || e.desired == nil:
-				return verdict{waiting, missing(endpoints, name)}
+				return verdict{waiting, missing(r)}
 			case e.target == nil:
-				return because(endpoints, name, e.desired.refused)
+				return because(r, e.desired.refused)
 			}
 		}
 	}
 	return verdict{status: pending}
 }
 
-func missing(k kind, name string) string {
-	return fmt.Sprintf("waits for %s %q, which has not come", kinds[k].noun, name)
+func missing(r ref) string {
+	return fmt.Sprintf("waits for %s %q, which has not come", kinds[r.kind].noun, r.name)
 }
 
-func because(k kind, name, why string) verdict {
-	return verdict{refused, fmt.Sprintf("waits for %s %q, which Envoy refused: %s", kinds[k].noun, name, why)}
+func because(r ref, why string) verdict {
+	return verdict{refused, fmt.Sprintf("waits for %s %q, which Envoy refused: %s", kinds[r.kind].noun, r.name, why)}
 }
 
 // ---- What to send.
@@ -893,8 +901,8 @@ func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
 		if k == clusters && v != nil {
 			// Envoy warms a changed cluster until endpoints come, and does not
 			// ask for those that it has asked for before.
-			for _, name := range v.refs {
-				e := s.item(endpoints, name)
+			for _, r := range v.refs {
+				e := s.item(r.kind, r.name)
 				e.resend = true
 				s.mark(endpoints, e)
 			}

@@ -21,8 +21,11 @@ func set(lines ...string) (c content) {
 	}
 	for _, line := range lines {
 		f := strings.Fields(line)
-		k := map[string]kind{"c": clusters, "e": endpoints, "r": routes, "l": listeners}[f[0]]
+		k := map[string]kind{"c": clusters, "e": endpoints, "s": secrets, "r": routes, "l": listeners}[f[0]]
 		c[k][f[1]] = res(k, f[1], f[2], f[3:]...)
+		if k == secrets && f[2] == "keep" {
+			c[k][f[1]] = keep(f[1], f[2])
+		}
 	}
 	return c
 }
@@ -84,7 +87,44 @@ func TestScenarios(t *testing.T) {
 		},
 		"without an Envoy everything is deferred": {
 			steps:   []any{"envoy leaves", set(base...)},
-			answers: map[kind]string{clusters: "deferred", endpoints: "deferred", routes: "deferred", listeners: "deferred"},
+			answers: map[kind]string{clusters: "deferred", endpoints: "deferred", secrets: "deferred", routes: "deferred", listeners: "deferred"},
+		},
+		"a secret changes alone": {
+			steps: []any{set("s s1 1", "r web 1", "l https 1 web s1"), set("s s1 2", "r web 1", "l https 1 web s1")},
+			want:  "s s1 2, r web 1, l https 1",
+		},
+		"a listener without its secret is deferred": {
+			steps:   []any{set("r web 1", "l http 1 web", "l https 1 web s1")},
+			want:    "r web 1, l http 1",
+			answers: map[kind]string{listeners: "deferred"},
+		},
+		"a refused secret stays as it was": {
+			steps:   []any{set("s s1 1", "r web 1", "l https 1 web s1"), set("s s1 bad", "r web 1", "l https 1 web s1")},
+			want:    "s s1 1, r web 1, l https 1",
+			answers: map[kind]string{secrets: `secret "s1": no good`},
+		},
+		"a refused secret does not hold back its listener's others": {
+			steps:   []any{set("s s1 bad", "s s2 1", "r web 1", "l https 1 web s1 s2")},
+			want:    "s s2 1, r web 1, l https 1",
+			answers: map[kind]string{secrets: `secret "s1": no good`},
+		},
+		"a secret without content is kept": {
+			steps: []any{
+				set("s s1 1", "r web 1", "l https 1 web s1"), set("s s1 keep", "r web 1", "l https 2 web s1"),
+				"agent restarts",
+			},
+			want: "s s1 1, r web 1, l https 2",
+		},
+		"where there is none to keep the listener's others serve": {
+			steps: []any{set("s s1 keep", "s s2 1", "r web 1", "l https 1 web s1 s2")},
+			want:  "s s2 1, r web 1, l https 1",
+		},
+		"a kept secret is replaced when there is a good one": {
+			steps: []any{
+				set("s s1 1", "r web 1", "l https 1 web s1"), set("s s1 keep", "r web 1", "l https 1 web s1"),
+				set("s s1 2", "r web 1", "l https 1 web s1"),
+			},
+			want: "s s1 2, r web 1, l https 1",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -107,6 +147,10 @@ func TestScenarios(t *testing.T) {
 						w.state.envoyClosed()
 					case "envoy comes":
 						w.connectEnvoy(true)
+					case "agent restarts":
+						w.restartAgent(true)
+						w.connectManager(w.manager)
+						w.connectEnvoy(true)
 					case "envoy drains":
 						w.envoy.drains = true
 					}
@@ -120,7 +164,7 @@ func TestScenarios(t *testing.T) {
 			if w.envoyUp {
 				for k := range numKinds {
 					for _, r := range w.envoy.have[k] {
-						got = append(got, fmt.Sprintf("%d %s %s %s", k, string("cerl"[k]), r.GetName(), r.GetVersion()))
+						got = append(got, fmt.Sprintf("%d %s %s %s", k, string("cesrl"[k]), r.GetName(), r.GetVersion()))
 					}
 				}
 			}
@@ -242,7 +286,11 @@ func TestRouteRefs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := routeRefs(encoded)
+	refs, err := routeRefs(encoded)
+	var got []string
+	for _, to := range refs {
+		got = append(got, to.name)
+	}
 	if diff := cmp.Diff([]string{"m1", "m2", "m3", "plain", "w1"}, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}

@@ -23,16 +23,55 @@ const storeMagic = "meshroute-xds-1\n"
 // maxStoreSize bounds what is read into memory.
 const maxStoreSize = 256 << 20
 
-// writeStore replaces the file in one step: whoever reads it finds the old
-// content or the new, also after a power cut. Secrets are left out: keys never
-// touch a disk.
-func writeStore(path string, resources []*discoveryv3.Resource) (err error) {
-	all := &discoveryv3.DeltaDiscoveryResponse{}
+// store is where the last good configuration is kept: two files, so that keys
+// touch no disk.
+type store struct {
+	// path of all but the secrets; empty: nothing is kept.
+	path string
+	// secrets is their path, on a file system in memory; empty: none are kept.
+	secrets string
+}
+
+// write replaces the files, the secrets first: what the other file says needs
+// them.
+func (s store) write(resources []*discoveryv3.Resource) error {
+	var secrets, others []*discoveryv3.Resource
 	for _, r := range resources {
-		if r.GetResource().GetTypeUrl() != resource.SecretType {
-			all.Resources = append(all.Resources, r)
+		if r.GetResource().GetTypeUrl() == resource.SecretType {
+			secrets = append(secrets, r)
+		} else {
+			others = append(others, r)
 		}
 	}
+	var err error
+	if s.secrets != "" {
+		err = writeStore(s.secrets, secrets)
+	}
+	if s.path != "" {
+		err = errors.Join(err, writeStore(s.path, others))
+	}
+	return err
+}
+
+// read returns what write wrote, as far as it can be read.
+func (s store) read() (resources []*discoveryv3.Resource, err error) {
+	for _, path := range []string{s.secrets, s.path} {
+		if path == "" {
+			continue
+		}
+		read, problem := readStore(path)
+		if problem != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", path, problem))
+		}
+		resources = append(resources, read...)
+	}
+	return resources, err
+}
+
+// writeStore replaces the file in one step: whoever reads it finds the old
+// content or the new, also after a power cut.
+func writeStore(path string, resources []*discoveryv3.Resource) (err error) {
+	all := &discoveryv3.DeltaDiscoveryResponse{Resources: slices.Clone(resources)}
 	slices.SortFunc(all.GetResources(), func(a, b *discoveryv3.Resource) int {
 		return cmp.Or(cmp.Compare(a.GetResource().GetTypeUrl(), b.GetResource().GetTypeUrl()), cmp.Compare(a.GetName(), b.GetName()))
 	})

@@ -11,10 +11,14 @@ import (
 	"meshroute.io/meshroute/internal/report/reportv1"
 )
 
-// contents are digests of the four types: the same letter, the same content.
+// lettered are the types whose content is given by letters; that of the others is
+// always the same.
+var lettered = []kind{clusters, endpoints, routes, listeners}
+
+// contents are digests of the types: the same letter, the same content.
 func contents(letters string) (d [numKinds]digest) {
-	for k := range d {
-		d[k] = digestOf(kinds[k].url, letters[k:k+1])
+	for i, k := range lettered {
+		d[k] = digestOf(kinds[k].url, letters[i:i+1])
 	}
 	return d
 }
@@ -24,7 +28,7 @@ func having(letters string) *reportv1.PodState {
 	state := &reportv1.PodState{}
 	for k, d := range contents(letters) {
 		of := &reportv1.TypeState{TypeUrl: kinds[k].url}
-		if letters[k] != '.' {
+		if i := slices.Index(lettered, kind(k)); i < 0 || letters[i] != '.' {
 			of.Acknowledged = d.bytes()
 		}
 		state.Types = append(state.Types, of)
