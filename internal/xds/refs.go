@@ -8,6 +8,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -26,11 +27,27 @@ func compareRefs(a, b ref) int {
 	return cmp.Or(cmp.Compare(a.kind, b.kind), strings.Compare(a.name, b.name))
 }
 
-// clusterRefs is the name under which a cluster asks for endpoints, if it does.
+// clusterRefs is the name under which a cluster asks for endpoints, if it does,
+// or the clusters that it is made of.
 func clusterRefs(body []byte) ([]ref, error) {
 	c := &clusterv3.Cluster{}
-	if err := proto.Unmarshal(body, c); err != nil || c.GetType() != clusterv3.Cluster_EDS {
+	if err := proto.Unmarshal(body, c); err != nil {
 		return nil, err
+	}
+	if c.GetClusterType().GetName() == "envoy.clusters.aggregate" {
+		aggregate := &aggregatev3.ClusterConfig{}
+		if err := c.GetClusterType().GetTypedConfig().UnmarshalTo(aggregate); err != nil {
+			return nil, err
+		}
+		var refs []ref
+		for _, member := range aggregate.GetClusters() {
+			refs = append(refs, ref{clusters, member})
+		}
+		slices.SortFunc(refs, compareRefs)
+		return slices.Compact(refs), nil
+	}
+	if c.GetType() != clusterv3.Cluster_EDS {
+		return nil, nil
 	}
 	return []ref{{endpoints, cmp.Or(c.GetEdsClusterConfig().GetServiceName(), c.GetName())}}, nil
 }

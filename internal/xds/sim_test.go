@@ -14,6 +14,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -38,6 +39,11 @@ func packed(m proto.Message) *anypb.Any {
 func body(k kind, name string, refs ...string) proto.Message {
 	switch k {
 	case clusters:
+		if len(refs) > 0 {
+			return &clusterv3.Cluster{Name: name, ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+				Name: "envoy.clusters.aggregate", TypedConfig: packed(&aggregatev3.ClusterConfig{Clusters: refs}),
+			}}}
+		}
 		return &clusterv3.Cluster{Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}}
 	case endpoints:
 		return &endpointv3.ClusterLoadAssignment{ClusterName: name}
@@ -201,6 +207,9 @@ type fakeEnvoy struct {
 	pushed int
 	drains bool     // listeners that go keep their routes for long
 	told   []string // endpoints that do not exist
+	// strangers: the relay may not know what clusters this Envoy has, so it may
+	// take members from a group that no route leads to.
+	strangers bool
 }
 
 func newFakeEnvoy(r *rand.Rand) *fakeEnvoy {
@@ -295,7 +304,7 @@ func (e *fakeEnvoy) receive() error {
 		}
 		switch k {
 		case clusters:
-			if old := e.have[k][r.GetName()]; old == nil || old.GetVersion() != r.GetVersion() {
+			if old := e.have[k][r.GetName()]; len(membersOf(r)) == 0 && (old == nil || old.GetVersion() != r.GetVersion()) {
 				e.rewarm[r.GetName()] = true
 			}
 		case endpoints:
@@ -305,7 +314,7 @@ func (e *fakeEnvoy) receive() error {
 			}
 		case routes:
 			for _, cluster := range refsOf(k, r) {
-				if !e.warm[cluster.name] {
+				if !e.isWarm(cluster.name) {
 					return fmt.Errorf("route configuration %s came before its cluster %s was ready", r.GetName(), cluster.name)
 				}
 			}
@@ -324,6 +333,11 @@ func (e *fakeEnvoy) receive() error {
 					return fmt.Errorf("cluster %s removed while %s uses it", name, r.GetName())
 				}
 			}
+			for _, c := range e.have[clusters] {
+				if slices.Contains(membersOf(c), name) && (!e.strangers || e.routed(c.GetName())) {
+					return fmt.Errorf("cluster %s removed while it is a member of %s", name, c.GetName())
+				}
+			}
 			delete(e.warm, name)
 			delete(e.rewarm, name)
 			delete(e.have[k], name)
@@ -338,6 +352,35 @@ func (e *fakeEnvoy) receive() error {
 		e.follow(k)
 	}
 	return nil
+}
+
+// isWarm tells whether requests may go to a cluster: for one that is made of
+// others, whether all of them are there.
+func (e *fakeEnvoy) isWarm(name string) bool {
+	c := e.have[clusters][name]
+	if c == nil || len(membersOf(c)) == 0 {
+		return e.warm[name]
+	}
+	return !slices.ContainsFunc(membersOf(c), func(member string) bool { return !e.warm[member] })
+}
+
+func (e *fakeEnvoy) routed(cluster string) bool {
+	for _, r := range e.have[routes] {
+		if slices.Contains(refsOf(routes, r), ref{clusters, cluster}) {
+			return true
+		}
+	}
+	return false
+}
+
+// membersOf are the clusters that a cluster is made of.
+func membersOf(r *discoveryv3.Resource) (names []string) {
+	for _, to := range refsOf(clusters, r) {
+		if to.kind == clusters {
+			names = append(names, to.name)
+		}
+	}
+	return names
 }
 
 // ---- All together.
@@ -384,9 +427,9 @@ func (w *world) connectManager(m *fakeManager) {
 func (w *world) connectEnvoy(fresh bool) {
 	trace("ENVOY CONNECTS fresh=%v", fresh)
 	if fresh {
-		pushed := w.envoy.pushed
+		pushed, strangers := w.envoy.pushed, w.envoy.strangers
 		w.envoy = newFakeEnvoy(w.envoy.rand)
-		w.envoy.pushed = pushed
+		w.envoy.pushed, w.envoy.strangers = pushed, strangers
 	}
 	w.envoyUp = true
 	w.state.envoyOpened()
@@ -466,6 +509,16 @@ func randomContent(r *rand.Rand, withBad bool) content {
 			c[clusters][name] = res(clusters, name, version())
 			c[endpoints][name] = res(endpoints, name, version())
 		}
+	}
+	if len(names) > 1 {
+		for range r.IntN(3) {
+			members := slices.Clone(names)
+			r.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
+			members = members[:1+r.IntN(len(members))]
+			name := "g-" + strings.Join(members, "-") // other members, another name
+			c[clusters][name] = res(clusters, name, version(), members...)
+		}
+		names = slices.Sorted(maps.Keys(c[clusters]))
 	}
 	for i := range 3 {
 		if r.IntN(4) == 0 {
@@ -548,6 +601,7 @@ func simulate(seed uint64) error {
 	}
 	managers := []*fakeManager{newFakeManager(), newFakeManager()}
 	w := newWorld(r, managers[0])
+	w.envoy.strangers = restarts
 	newest := fresh(withBad)
 	for _, m := range managers {
 		m.set(newest)

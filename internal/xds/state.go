@@ -20,9 +20,11 @@ import (
 // Order. A cluster is sent as soon as it is wanted. A route configuration is
 // sent when Envoy has all its clusters and their endpoints, a listener when the
 // same holds for its route configurations, and its secrets have come: Envoy asks
-// for these when it has the listener, and serves it when it has them. A cluster is removed when no route
-// configuration that Envoy has, or may have, names it. Clusters, endpoints and
-// listeners may thus go out at any time; only routes lead requests anywhere.
+// for these when it has the listener, and serves it when it has them. A cluster is
+// removed when no route configuration, and no aggregate cluster, that Envoy has,
+// or may have, names it. Clusters, endpoints and listeners may thus go out at any
+// time; only routes lead requests anywhere, and an aggregate cluster is ready for
+// them when its members are.
 //
 // Liveness. Each resource has a verdict (see status). It is pending only where
 // Envoy owes something that it always gives: an answer to a push, or the
@@ -44,6 +46,9 @@ type relayState struct {
 	envoy   bool
 	nonces  int
 	unknown int // versions of route configurations that Envoy has and nobody here knows
+	// strange are clusters that Envoy has in a version that nobody here knows, so
+	// that their members are not known.
+	strange map[*item]struct{}
 	// resumed: Envoy came with clusters from an earlier stream. Until it has said
 	// which route configurations it came with, none of them is removed.
 	resumed bool
@@ -97,7 +102,10 @@ type item struct {
 	maybe   []*version // what Envoy may have, too: sent and not acknowledged
 
 	users map[*item]struct{} // items whose target needs this one
-	pins  int                // versions held, sent or good that need this one
+	// groups are the aggregate clusters whose target has this cluster as a member.
+	groups map[*item]struct{}
+	pins   int // versions held, sent or good that need this one
+	led    int // those of them that are route configurations
 
 	subscribed bool // named types only
 	resend     bool // Envoy wants it again although it has it
@@ -166,7 +174,7 @@ type output struct {
 }
 
 func newRelayState() *relayState {
-	s := &relayState{}
+	s := &relayState{strange: map[*item]struct{}{}}
 	for k := range s.kinds {
 		s.kinds[k].items = map[string]*item{}
 		s.kinds[k].dirty = map[*item]struct{}{}
@@ -306,6 +314,7 @@ func (s *relayState) want(k kind, it *item, r *discoveryv3.Resource) {
 			s.hold(k, it.desired) // so that is what it has, beside what is in flight
 			s.release(k, it.held)
 			it.held = it.desired
+			s.noStranger(k, it)
 		}
 	}
 	s.retarget(k, it)
@@ -458,7 +467,7 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 func (s *relayState) item(k kind, name string) *item {
 	it := s.kinds[k].items[name]
 	if it == nil {
-		it = &item{name: name, users: map[*item]struct{}{}}
+		it = &item{name: name, users: map[*item]struct{}{}, groups: map[*item]struct{}{}}
 		s.kinds[k].items[name] = it
 	}
 	return it
@@ -506,12 +515,12 @@ func (s *relayState) retarget(k kind, it *item) {
 		switch {
 		case len(after) == 0 || len(before) > 0 && compareRefs(before[0], after[0]) < 0:
 			needed := s.item(before[0].kind, before[0].name)
-			delete(needed.users, it)
+			delete(needed.neededBy(k, before[0].kind), it)
 			s.mark(before[0].kind, needed)
 			before = before[1:]
 		case len(before) == 0 || compareRefs(after[0], before[0]) < 0:
 			needed := s.item(after[0].kind, after[0].name)
-			needed.users[it] = struct{}{}
+			needed.neededBy(k, after[0].kind)[it] = struct{}{}
 			s.mark(after[0].kind, needed)
 			after = after[1:]
 		default:
@@ -520,8 +529,41 @@ func (s *relayState) retarget(k kind, it *item) {
 	}
 }
 
+// neededBy is where an item of kind to notes those of kind k that need it.
+func (it *item) neededBy(k, to kind) map[*item]struct{} {
+	if k == to {
+		return it.groups
+	}
+	return it.users
+}
+
+// noStranger notes that Envoy has no version of it whose members are unknown:
+// some that were kept for it may go now.
+func (s *relayState) noStranger(k kind, it *item) {
+	if _, was := s.strange[it]; k == clusters && was {
+		delete(s.strange, it)
+		s.markAll(clusters)
+	}
+}
+
+// strangersUsed tells whether a route leads to a cluster that may have members
+// which are not known here.
+func (s *relayState) strangersUsed() bool {
+	for it := range s.strange {
+		if it.led > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // setHeld tells that Envoy has this version and no other.
 func (s *relayState) setHeld(k kind, it *item, v *version) {
+	if k == clusters && v != nil && v.unknown {
+		s.strange[it] = struct{}{}
+	} else {
+		s.noStranger(k, it)
+	}
 	if v != nil {
 		s.hold(k, v)
 	}
@@ -564,6 +606,9 @@ func (s *relayState) hold(k kind, v *version) {
 		if needed.pins++; needed.pins == 1 && needed.desired == nil {
 			s.mark(r.kind, needed) // it was perhaps about to go
 		}
+		if k == routes {
+			needed.led++
+		}
 	}
 }
 
@@ -580,6 +625,12 @@ func (s *relayState) release(k kind, v *version) {
 		needed := s.item(r.kind, r.name)
 		if needed.pins--; needed.pins == 0 && needed.desired == nil {
 			s.mark(r.kind, needed)
+		}
+		if k == routes {
+			needed.led--
+			if _, strange := s.strange[needed]; strange && needed.led == 0 {
+				s.markAll(clusters)
+			}
 		}
 	}
 }
@@ -626,12 +677,17 @@ func (s *relayState) process(k kind, it *item) {
 		}
 	case clusters:
 		if need := s.need(it); need != it.need {
-			it.need = need
+			it.need, changed = need, true
 			for r := range it.users {
 				s.mark(routes, r)
 				for l := range r.users {
 					s.mark(listeners, l)
 				}
+			}
+		}
+		if changed {
+			for group := range it.groups {
+				s.mark(clusters, group)
 			}
 		}
 	case routes, secrets:
@@ -649,7 +705,7 @@ func (s *relayState) process(k kind, it *item) {
 	}
 
 	if it.desired == nil && it.good == nil && it.held == nil && len(it.maybe) == 0 &&
-		!it.subscribed && len(it.users) == 0 && it.pins == 0 && ts.items[it.name] == it {
+		!it.subscribed && len(it.users)+len(it.groups) == 0 && it.pins == 0 && ts.items[it.name] == it {
 		delete(ts.items, it.name)
 	}
 }
@@ -671,6 +727,9 @@ func (s *relayState) keepGood(k kind, it *item) {
 		for user := range it.users { // theirs may have waited for this one
 			s.mark(kinds[k].users, user)
 		}
+		for group := range it.groups {
+			s.mark(k, group)
+		}
 	case it.good != nil && it.desired == nil && it.held == nil && len(it.maybe) == 0 && it.pins == 0:
 		s.setGood(k, it, nil)
 	}
@@ -687,7 +746,7 @@ func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 		case k == clusters:
 			// Removed last of all. Nobody upstream waits for that.
 			told := !s.resumed || s.kinds[routes].requested
-			if has && it.pins == 0 && s.unknown == 0 && told {
+			if has && it.pins == 0 && s.unknown == 0 && told && !s.strangersUsed() {
 				return true, verdict{status: pending}
 			}
 		case kinds[k].wildcard && has:
@@ -792,13 +851,14 @@ func (s *relayState) ready(k kind, it *item) (v verdict) {
 }
 
 // need is what a route that names a cluster must think of it. A cluster is
-// ready once Envoy has it and its endpoints, and stays so while it is updated:
-// Envoy uses the old one until the new one is warm.
+// ready once Envoy has it and its endpoints, or its members, and stays so while
+// it is updated: Envoy uses the old one until the new one is warm. One that is to
+// go does not become ready any more.
 func (s *relayState) need(it *item) verdict {
-	if it.held != nil && !it.held.unknown && !it.ready && !it.leaving && len(it.maybe) == 0 {
+	if it.held != nil && it.desired != nil && !it.held.unknown && !it.ready && !it.leaving && len(it.maybe) == 0 {
 		it.ready = true
 		for _, r := range it.held.refs {
-			if e := s.find(r); e == nil || e.held == nil || e.resend {
+			if e := s.find(r); e == nil || e.held == nil || e.resend || r.kind == clusters && !e.ready {
 				it.ready = false
 			}
 		}
@@ -817,6 +877,8 @@ func (s *relayState) need(it *item) verdict {
 				return verdict{waiting, missing(r)}
 			case e.target == nil:
 				return because(r, e.desired.refused)
+			case r.kind == clusters && e.need.status > applied && e.need.status < pending:
+				return e.need
 			}
 		}
 	}
@@ -902,9 +964,11 @@ func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
 			// Envoy warms a changed cluster until endpoints come, and does not
 			// ask for those that it has asked for before.
 			for _, r := range v.refs {
-				e := s.item(r.kind, r.name)
-				e.resend = true
-				s.mark(endpoints, e)
+				if r.kind == endpoints {
+					e := s.item(r.kind, r.name)
+					e.resend = true
+					s.mark(endpoints, e)
+				}
 			}
 		}
 	}

@@ -77,6 +77,30 @@ func TestScenarios(t *testing.T) {
 			steps:   []any{set("r web 1 a", "l http 1 web")},
 			answers: map[kind]string{routes: "deferred", listeners: "deferred"},
 		},
+		"a route to a group comes when the group's members are ready": {
+			steps: []any{set("c g 1 a b", "c a 1", "e a 1", "c b 1", "e b 1", "r web 1 g", "l http 1 web")},
+			want:  "c a 1, c b 1, c g 1, e a 1, e b 1, r web 1, l http 1",
+		},
+		"a route to a group waits for a member that has not come": {
+			steps:   []any{set("c g 1 a b", "c a 1", "e a 1", "r web 1 g", "l http 1 web")},
+			want:    "c a 1, c g 1, e a 1",
+			answers: map[kind]string{clusters: "deferred", routes: "deferred", listeners: "deferred"},
+		},
+		"a route to a group waits for a refused member, and says so": {
+			steps: []any{set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "c g 1 a b", "r web 2 g", "l http 1 web")},
+			want:  "c a 1, c g 1, e a 1, r web 1, l http 1",
+			answers: map[kind]string{
+				clusters: `cluster "b": no good`,
+				routes:   `route configuration "web": waits for cluster "b", which Envoy refused: no good`,
+			},
+		},
+		"a group goes before its members": {
+			steps: []any{
+				set("c g 1 a b", "c a 1", "e a 1", "c b 1", "e b 1", "r web 1 g", "l http 1 web"),
+				set("c d 1", "e d 1", "r web 2 d", "l http 1 web"),
+			},
+			want: "c d 1, e d 1, r web 2, l http 1",
+		},
 		"missing backends are nothing to wait for": {
 			steps: []any{set("r web 1 meshroute-missing-backend meshroute-agent", "l http 1 web")},
 			want:  "r web 1, l http 1",
