@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	"github.com/google/go-cmp/cmp"
 
 	"meshroute.io/meshroute/internal/model"
@@ -157,12 +158,16 @@ func TestBehaviour(t *testing.T) {
 }
 
 // startEnvoy runs a gateway without any xDS, and returns the address of its
-// first port once it answers.
-func startEnvoy(t *testing.T, in goldenCase) string {
+// first port once it answers. Its bootstrap may be changed before.
+func startEnvoy(t *testing.T, in goldenCase, changes ...func(*bootstrapv3.Bootstrap)) string {
 	t.Helper()
 	binary := envoyBinary(t)
 	path := filepath.Join(t.TempDir(), "bootstrap.yaml")
-	if err := os.WriteFile(path, mustYAML(t, static(t, resourcesOf(in))), 0o600); err != nil {
+	bootstrap := static(t, resourcesOf(in))
+	for _, change := range changes {
+		change(bootstrap)
+	}
+	if err := os.WriteFile(path, mustYAML(t, bootstrap), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	output := &bytes.Buffer{}

@@ -42,6 +42,9 @@ func Bootstrap(options BootstrapOptions) ([]byte, error) {
 	bootstrap := &bootstrapv3.Bootstrap{
 		Node:  &corev3.Node{Cluster: options.Gateway.String()},
 		Admin: &bootstrapv3.Admin{Address: pipeAddress(options.AdminSocket)},
+
+		StatsConfig: statistics(),
+
 		DynamicResources: &bootstrapv3.Bootstrap_DynamicResources{
 			LdsConfig: adsConfigSource(),
 			CdsConfig: adsConfigSource(),
