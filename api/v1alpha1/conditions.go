@@ -62,6 +62,9 @@ const (
 	// ReasonRouteConflict: another route, older or listed earlier, already
 	// matches the same host, path and headers on the same listener.
 	ReasonRouteConflict = "RouteConflict"
+	// ReasonInvalidRegularExpression: a match holds a regular expression that is
+	// none, or that is too big.
+	ReasonInvalidRegularExpression = "InvalidRegularExpression"
 	// ReasonPortNotFound: a backend names a port that its Service does not have.
 	ReasonPortNotFound = "PortNotFound"
 	// ReasonUnsupportedService: a backend's Service cannot be routed to.

@@ -55,9 +55,10 @@ type ServiceRouteSpec struct {
 
 	// Rules tell what happens to which requests. Of several rules that match a
 	// request, on the same hostname and over all routes of the listener, the
-	// most specific one wins: exact path before prefix, longer prefix before
-	// shorter, more headers before fewer, older route before newer, earlier
-	// rule before later.
+	// most specific one wins: exact path before regular expression before
+	// prefix, longer before shorter, a method before none, more headers before
+	// fewer, more query parameters before fewer, older route before newer,
+	// earlier rule before later.
 	//
 	// +required
 	// +listType=map
@@ -70,9 +71,10 @@ type ServiceRouteSpec struct {
 // ServiceRouteRule sends the requests that match to backends, or answers them
 // itself.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.backends) != has(self.directResponse)",message="a rule needs either backends or directResponse, and not both"
-// +kubebuilder:validation:XValidation:rule="!has(self.rewrite) || self.matches.all(m, m.path.type == 'PathPrefix')",message="rewrite.pathPrefix replaces the matched prefix, so every match of the rule needs path.type PathPrefix"
-// +kubebuilder:validation:XValidation:rule="!has(self.directResponse) || (!has(self.rewrite) && !has(self.timeouts))",message="rewrite and timeouts have no effect on a rule with directResponse: remove them"
+// +kubebuilder:validation:XValidation:rule="[has(self.backends), has(self.directResponse), has(self.redirect)].exists_one(x, x)",message="a rule needs either backends or directResponse or redirect, and only one of them"
+// +kubebuilder:validation:XValidation:rule="!has(self.rewrite) || !has(self.rewrite.pathPrefix) || self.matches.all(m, m.path.type == 'PathPrefix')",message="rewrite.pathPrefix replaces the matched prefix, so every match of the rule needs path.type PathPrefix"
+// +kubebuilder:validation:XValidation:rule="!has(self.redirect) || !has(self.redirect.pathPrefix) || self.matches.all(m, m.path.type == 'PathPrefix')",message="redirect.pathPrefix replaces the matched prefix, so every match of the rule needs path.type PathPrefix"
+// +kubebuilder:validation:XValidation:rule="has(self.backends) || !(has(self.rewrite) || has(self.timeouts) || has(self.requestHeaders) || has(self.mirrors) || has(self.cors))",message="rewrite, timeouts, requestHeaders, mirrors and cors have no effect on a rule without backends: remove them"
 type ServiceRouteRule struct {
 	// Name of the rule, unique in the route. Policies and statuses refer to it.
 	//
@@ -104,106 +106,52 @@ type ServiceRouteRule struct {
 	// +optional
 	DirectResponse *DirectResponse `json:"directResponse,omitempty"`
 
+	// Redirect sends the client elsewhere.
+	//
+	// +optional
+	Redirect *Redirect `json:"redirect,omitempty"`
+
 	// Rewrite changes the request before it goes to a backend.
 	//
 	// +optional
 	Rewrite *Rewrite `json:"rewrite,omitempty"`
 
+	// RequestHeaders changes the headers of the request before it goes to a
+	// backend. Matches look at the headers as they came.
+	//
+	// +optional
+	RequestHeaders *HeaderChanges `json:"requestHeaders,omitempty"`
+
+	// ResponseHeaders changes the headers of the answer before it goes to the
+	// client, also of an answer that the gateway gives itself by directResponse
+	// or redirect.
+	//
+	// +optional
+	ResponseHeaders *HeaderChanges `json:"responseHeaders,omitempty"`
+
+	// Mirrors get copies of requests. Nobody waits for their answers, and
+	// nobody sees them.
+	//
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=4
+	Mirrors []Mirror `json:"mirrors,omitempty"`
+
 	// Timeouts bound how long a request may take.
 	//
 	// +optional
 	Timeouts *Timeouts `json:"timeouts,omitempty"`
+
+	// CORS lets pages of other origins use what the rule serves. The gateway
+	// answers their preflight requests itself.
+	//
+	// +optional
+	CORS *CORS `json:"cors,omitempty"`
 }
 
-// RouteMatch matches a request when all of its parts do.
-type RouteMatch struct {
-	// Path the request must have. Query strings are not looked at.
-	//
-	// +optional
-	// +kubebuilder:default={type: "PathPrefix", value: "/"}
-	Path *PathMatch `json:"path,omitempty"`
-
-	// Headers that the request must carry.
-	//
-	// +optional
-	// +listType=map
-	// +listMapKey=name
-	// +kubebuilder:validation:MaxItems=8
-	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, a.name.lowerAscii() == b.name.lowerAscii()))",message="headers: header names are case-insensitive and must be unique"
-	Headers []HeaderMatch `json:"headers,omitempty"`
-}
-
-// PathMatchType is how a path is compared.
-// +kubebuilder:validation:Enum=Exact;PathPrefix
-type PathMatchType string
-
-const (
-	// PathMatchExact compares the whole path, case-sensitively.
-	PathMatchExact PathMatchType = "Exact"
-	// PathMatchPrefix compares by path elements: /api matches /api and
-	// /api/users, but not /apis. A slash at the end makes no difference.
-	PathMatchPrefix PathMatchType = "PathPrefix"
-)
-
-// PathMatch compares the path of a request.
-//
-// +kubebuilder:validation:XValidation:rule="self.value.startsWith('/')",message="path.value must start with '/'"
-// +kubebuilder:validation:XValidation:rule="!self.value.contains('//') && !self.value.contains('/./') && !self.value.contains('/../') && !self.value.endsWith('/.') && !self.value.endsWith('/..')",message="path.value must be normalized: no '//', '/./' or '/../' in it, because request paths are normalized before they are compared"
-// +kubebuilder:validation:XValidation:rule="self.value.matches('^[A-Za-z0-9/_.~!$&()*+,;=:@%\\'-]*$')",message="path.value may hold only the characters of a URL path: encode others as %XX, and leave out '?' and '#'"
-type PathMatch struct {
-	// Type of comparison.
-	//
-	// +optional
-	// +kubebuilder:default=PathPrefix
-	Type PathMatchType `json:"type,omitempty"`
-
-	// Value to compare with, in the form that it has in a URL.
-	//
-	// +optional
-	// +kubebuilder:default="/"
-	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=1024
-	Value string `json:"value,omitempty"`
-}
-
-// HeaderMatchType is how a header's value is compared.
-// +kubebuilder:validation:Enum=Exact
-type HeaderMatchType string
-
-// HeaderMatchExact compares the whole value, case-sensitively.
-const HeaderMatchExact HeaderMatchType = "Exact"
-
-// HeaderMatch compares one header of a request.
-type HeaderMatch struct {
-	// Type of comparison.
-	//
-	// +optional
-	// +kubebuilder:default=Exact
-	Type HeaderMatchType `json:"type,omitempty"`
-
-	// Name of the header, case-insensitive. Hostnames are matched by
-	// spec.hostnames, not by a Host header.
-	//
-	// +required
-	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=128
-	// +kubebuilder:validation:Pattern="^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
-	// +kubebuilder:validation:XValidation:rule="!self.contains('_')",message="headers: headers with '_' in their names are dropped by gateways before they could match; use '-'"
-	// +kubebuilder:validation:XValidation:rule="self.lowerAscii() != 'host'",message="headers: match hostnames by spec.hostnames, not by the Host header"
-	Name string `json:"name"`
-
-	// Value to compare with. When a request repeats the header, its values are
-	// joined by commas first.
-	//
-	// +required
-	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=4096
-	// +kubebuilder:validation:Pattern=`^[^\x00-\x08\x0A-\x1F\x7F]+$`
-	Value string `json:"value"`
-}
-
-// Backend is a Service that requests go to.
-type Backend struct {
+// ServiceReference names a port of a Service.
+type ServiceReference struct {
 	// Name of the Service.
 	//
 	// +required
@@ -224,6 +172,11 @@ type Backend struct {
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`
 	// +kubebuilder:validation:XValidation:rule="type(self) != int || (self >= 1 && self <= 65535)",message="port must be a number from 1 to 65535 or the name of a Service port"
 	Port intstr.IntOrString `json:"port"`
+}
+
+// Backend is a Service that requests go to.
+type Backend struct {
+	ServiceReference `json:",inline"`
 
 	// Weight is the backend's share of the requests: weight divided by the sum
 	// of the weights of the rule's backends. 0 gets no requests.
@@ -279,32 +232,6 @@ type DirectResponse struct {
 	// +kubebuilder:validation:MaxLength=256
 	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *; *[A-Za-z0-9_.-]+=[A-Za-z0-9_."-]+)*$`
 	ContentType *string `json:"contentType,omitempty"`
-}
-
-// Rewrite changes a request on its way to the backend.
-type Rewrite struct {
-	// PathPrefix replaces the prefix that path matched: with a match on
-	// /api/prometheus and the replacement "/", the backend sees
-	// /api/prometheus/query as /query.
-	//
-	// +required
-	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=1024
-	// +kubebuilder:validation:XValidation:rule="self.startsWith('/')",message="rewrite.pathPrefix must start with '/'"
-	// +kubebuilder:validation:XValidation:rule="!self.contains('//') && self.matches('^[A-Za-z0-9/_.~!$&()*+,;=:@%\\'-]*$')",message="rewrite.pathPrefix may hold only the characters of a URL path, without '//', '?' or '#'"
-	PathPrefix string `json:"pathPrefix"`
-}
-
-// Timeouts bound how long things may take.
-type Timeouts struct {
-	// Request is the time from the end of the client's request to the end of
-	// the backend's answer, retries included, in the format of GEP-2257
-	// ("15s", "1m30s", "500ms"). When it is over the client gets 504. Left out
-	// it is 15s; 0s means no limit, which streaming needs.
-	//
-	// +optional
-	// +kubebuilder:validation:XValidation:rule="duration(self) <= duration('24h')",message="timeouts.request must not be above 24h; 0s means no limit"
-	Request *gatewayv1.Duration `json:"request,omitempty"`
 }
 
 // ServiceRouteStatus is what the operator found.

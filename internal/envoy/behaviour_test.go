@@ -37,14 +37,14 @@ func TestBehaviour(t *testing.T) {
 	forward := func(path, rewrite string) model.Route {
 		return model.Route{
 			Name: "shop/web" + path, Match: model.Match{Path: path},
-			Backends: to(web), PrefixRewrite: rewrite, Timeout: 5 * time.Second,
+			Backends: to(web), Rewrite: model.Rewrite{Prefix: rewrite}, Timeout: 5 * time.Second,
 		}
 	}
 	long := "/" + strings.Repeat("long", 250)
 	withHeader := forward("/plain", "/with-header")
-	withHeader.Match.Headers = []model.Header{{Name: "x-version", Value: "2"}}
+	withHeader.Match.Headers = []model.ValueMatch{{Name: "x-version", Value: "2"}}
 	exact := forward("/exact", "")
-	exact.Match.Exact = true
+	exact.Match.Type = model.PathExact
 	hosts := map[string][]model.Route{
 		"rewrite": {
 			forward(long, "/"),

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"meshroute.io/meshroute/internal/model"
@@ -71,6 +72,14 @@ func Bootstrap(options BootstrapOptions) ([]byte, error) {
 			pipeCluster(AgentCluster, options.PagesSocket, false),
 		}},
 	}
+	bootstrap.LayeredRuntime = &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{
+		Name: "static",
+		LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: &structpb.Struct{Fields: map[string]*structpb.Value{
+			// Envoy refuses regular expressions of more than 100 instructions.
+			// How large they may be is the model's to say.
+			"re2.max_program_size.error_level": structpb.NewNumberValue(maxRegexProgram),
+		}}},
+	}}}
 	if options.ProbePort != 0 {
 		bootstrap.StaticResources.Listeners = []*listenerv3.Listener{probeListener(options.ProbePort)}
 	}
@@ -86,6 +95,10 @@ func Bootstrap(options BootstrapOptions) ([]byte, error) {
 	}
 	return compact.Bytes(), nil
 }
+
+// maxRegexProgram is beyond every regular expression that the model lets pass, and
+// that this package writes.
+const maxRegexProgram = 2000
 
 // LivePath and ReadyPath are what Envoy answers on its probe port, with nobody's
 // help: that its workers work, and that its health check was not failed from

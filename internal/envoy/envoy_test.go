@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,7 +111,7 @@ func durations(t testing.TB, node any) {
 	case map[string]any:
 		for key, child := range node {
 			durations(t, child)
-			if text, ok := child.(string); ok && key == "timeout" {
+			if text, ok := child.(string); ok && (key == "maxAge" || strings.HasSuffix(strings.ToLower(key), "timeout")) {
 				duration, err := time.ParseDuration(text)
 				if err != nil {
 					t.Fatal(err)
@@ -280,7 +281,7 @@ func BenchmarkTranslate1000(b *testing.B) {
 		backends := []model.WeightedCluster{{Cluster: cluster, Weight: 1}}
 		gw.Clusters = append(gw.Clusters, model.Cluster{Name: cluster})
 		port.VirtualHosts = append(port.VirtualHosts, model.VirtualHost{Hostname: name + ".example.com", Routes: []model.Route{
-			{Name: name + "/api", Match: model.Match{Path: "/api"}, Backends: backends, PrefixRewrite: "/", Timeout: 15 * time.Second},
+			{Name: name + "/api", Match: model.Match{Path: "/api"}, Backends: backends, Rewrite: model.Rewrite{Prefix: "/"}, Timeout: 15 * time.Second},
 			{Name: name + "/all", Match: model.Match{Path: "/"}, Backends: backends, Timeout: 15 * time.Second},
 		}})
 	}

@@ -37,7 +37,7 @@ func listener(name string, port model.Port) *listenerv3.Listener {
 			RouteConfigName: name,
 			ConfigSource:    adsConfigSource(),
 		}},
-		HttpFilters: []*hcmv3.HttpFilter{idempotentRetries(), {
+		HttpFilters: []*hcmv3.HttpFilter{disabledCORS(), idempotentRetries(), {
 			Name: wellknown.Router,
 			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&routerv3.Router{
 				// Clients are not told about Envoy's inner timings.

@@ -1,9 +1,6 @@
 package envoy
 
 import (
-	"regexp"
-	"strings"
-
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
@@ -34,23 +31,38 @@ func virtualHost(host model.VirtualHost) *routev3.VirtualHost {
 	made := &routev3.VirtualHost{
 		Name:    host.Hostname,
 		Domains: []string{host.Hostname},
-		Routes:  make([]*routev3.Route, len(host.Routes)),
+		Routes:  make([]*routev3.Route, 0, len(host.Routes)),
 	}
 	for i := range host.Routes {
-		made.Routes[i] = route(&host.Routes[i])
+		from := &host.Routes[i]
+		to := route(from)
+		if twin := preflight(from, to); twin != nil {
+			made.Routes = append(made.Routes, twin)
+		}
+		if twin := redirectWithPort(from, to); twin != nil {
+			made.Routes = append(made.Routes, twin)
+		}
+		made.Routes = append(made.Routes, to)
 	}
 	return made
 }
 
 func route(from *model.Route) *routev3.Route {
-	to := &routev3.Route{Name: from.Name, Match: match(from.Match)}
+	to := &routev3.Route{
+		Name:                    from.Name,
+		Match:                   match(from.Match),
+		RequestHeadersToAdd:     headersToAdd(from.RequestHeaders),
+		RequestHeadersToRemove:  from.RequestHeaders.Remove,
+		ResponseHeadersToAdd:    headersToAdd(from.ResponseHeaders),
+		ResponseHeadersToRemove: from.ResponseHeaders.Remove,
+	}
 	switch {
 	case from.Response != nil:
 		to.Action = directResponse(from.Response.Status, from.Response.Body)
-		to.ResponseHeadersToAdd = []*corev3.HeaderValueOption{{
-			Header:       &corev3.HeaderValue{Key: "content-type", Value: from.Response.ContentType},
-			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
-		}}
+		// In front, so that the route's own changes have the last word.
+		to.ResponseHeadersToAdd = append([]*corev3.HeaderValueOption{setHeader("content-type", from.Response.ContentType)}, to.GetResponseHeadersToAdd()...)
+	case from.Redirect != nil:
+		to.Action = &routev3.Route_Redirect{Redirect: redirect(from)}
 	case from.StubStatus:
 		to.Action = &routev3.Route_Route{Route: &routev3.RouteAction{
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: AgentCluster},
@@ -60,6 +72,7 @@ func route(from *model.Route) *routev3.Route {
 		to.Action = directResponse(500, "no backend of this route could be resolved\n")
 	default:
 		to.Action = &routev3.Route_Route{Route: routeAction(from)}
+		enableCORS(to, from.CORS)
 	}
 	return to
 }
@@ -67,22 +80,55 @@ func route(from *model.Route) *routev3.Route {
 func match(from model.Match) *routev3.RouteMatch {
 	to := &routev3.RouteMatch{}
 	switch {
-	case from.Exact:
+	case from.Type == model.PathExact:
 		to.PathSpecifier = &routev3.RouteMatch_Path{Path: from.Path}
+	case from.Type == model.PathRegex:
+		to.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: from.Path}}
 	case from.Path == "/":
 		to.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: "/"}
 	default:
 		to.PathSpecifier = &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: from.Path}
 	}
+	if from.Method != "" {
+		to.Headers = append(to.Headers, headerMatcher(":method", exactly(from.Method)))
+	}
 	for _, header := range from.Headers {
-		to.Headers = append(to.Headers, &routev3.HeaderMatcher{
-			Name: header.Name,
-			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
-				MatchPattern: &matcherv3.StringMatcher_Exact{Exact: header.Value},
-			}},
+		to.Headers = append(to.Headers, headerMatcher(header.Name, valueMatcher(header)))
+	}
+	for _, param := range from.QueryParams {
+		to.QueryParameters = append(to.QueryParameters, &routev3.QueryParameterMatcher{
+			Name: param.Name,
+			QueryParameterMatchSpecifier: &routev3.QueryParameterMatcher_StringMatch{
+				StringMatch: valueMatcher(param),
+			},
 		})
 	}
 	return to
+}
+
+func headerMatcher(name string, value *matcherv3.StringMatcher) *routev3.HeaderMatcher {
+	return &routev3.HeaderMatcher{
+		Name:                 name,
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: value},
+	}
+}
+
+func valueMatcher(from model.ValueMatch) *matcherv3.StringMatcher {
+	if from.Regex {
+		return like(from.Value)
+	}
+	return exactly(from.Value)
+}
+
+func exactly(value string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value}}
+}
+
+// like matches a regular expression with the whole of a text.
+func like(regex string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
+		SafeRegex: &matcherv3.RegexMatcher{Regex: regex},
+	}}
 }
 
 func directResponse(status uint32, body string) *routev3.Route_DirectResponse {
@@ -110,7 +156,13 @@ func routeAction(from *model.Route) *routev3.RouteAction {
 		// rule that has no other.
 		ClusterNotFoundResponseCode: routev3.RouteAction_INTERNAL_SERVER_ERROR,
 	}
-	if from.Timeout > streamIdleTimeout {
+	if from.BackendTimeout > 0 {
+		action.RetryPolicy.PerTryTimeout = durationpb.New(from.BackendTimeout)
+	}
+	switch {
+	case from.IdleTimeout != nil && *from.IdleTimeout != streamIdleTimeout:
+		action.IdleTimeout = durationpb.New(*from.IdleTimeout)
+	case from.IdleTimeout == nil && from.Timeout > streamIdleTimeout:
 		// Who waits this long for an answer is not idle.
 		action.IdleTimeout = durationpb.New(from.Timeout)
 	}
@@ -126,27 +178,10 @@ func routeAction(from *model.Route) *routev3.RouteAction {
 		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
 	}
 	rewrite(action, from)
+	for _, mirror := range from.Mirrors {
+		action.RequestMirrorPolicies = append(action.RequestMirrorPolicies, mirrorPolicy(mirror))
+	}
 	return action
-}
-
-// rewrite replaces the matched prefix so that exactly one slash stands where
-// the replacement and the rest of the path meet.
-func rewrite(action *routev3.RouteAction, from *model.Route) {
-	if from.PrefixRewrite == "" {
-		return
-	}
-	replacement := strings.TrimSuffix(from.PrefixRewrite, "/")
-	switch {
-	case from.Match.Path == "/" && replacement == "":
-		// "/" for "/": nothing to do.
-	case from.Match.Path == "/":
-		action.PrefixRewrite = replacement + "/"
-	case replacement == "":
-		// prefix_rewrite would turn /api/x into //x.
-		action.RegexRewrite = regexRewrite("^"+regexp.QuoteMeta(from.Match.Path)+"/*", "/")
-	default:
-		action.PrefixRewrite = replacement
-	}
 }
 
 func regexRewrite(pattern, substitution string) *matcherv3.RegexMatchAndSubstitute {

@@ -307,13 +307,21 @@ func checkInvariants(t testing.TB, result Result) {
 
 func checkRoute(t testing.TB, route Route, clusters map[string]bool) {
 	t.Helper()
-	if route.Match.Path == "" || !route.Match.Exact && route.Match.Path != "/" && strings.HasSuffix(route.Match.Path, "/") {
+	if route.Match.Path == "" || route.Match.Type == PathPrefix && route.Match.Path != "/" && strings.HasSuffix(route.Match.Path, "/") {
 		t.Errorf("route %s: Envoy refuses the path %q", route.Name, route.Match.Path)
 	}
 	if route.Timeout < 0 {
 		t.Errorf("route %s: Envoy refuses the timeout %s", route.Name, route.Timeout)
 	}
 	var total uint64
+	for _, mirror := range route.Mirrors {
+		if mirror.PerMillion == 0 || mirror.PerMillion > 1_000_000 || !clusters[mirror.Cluster] {
+			t.Errorf("route %s: mirror %v", route.Name, mirror)
+		}
+	}
+	if route.Redirect != nil && route.Redirect.Port == 0 && route.Redirect.Scheme == "" {
+		t.Errorf("route %s: the usual port of no scheme: %v", route.Name, route.Redirect)
+	}
 	for _, backend := range route.Backends {
 		total += uint64(backend.Weight)
 		if backend.Weight == 0 || !clusters[backend.Cluster] {

@@ -132,15 +132,30 @@ type Route struct {
 
 	// Backends share the requests. Empty where the gateway answers itself.
 	Backends []WeightedCluster
-	// PrefixRewrite replaces the matched prefix; empty leaves the path alone.
-	PrefixRewrite string
+	// Mirrors get copies of requests.
+	Mirrors []Mirror
+	// Rewrite changes the request on its way to the backend.
+	Rewrite Rewrite
 	// Timeout of the whole request; 0 means none.
 	Timeout time.Duration
+	// BackendTimeout of one attempt; 0 means none but Timeout.
+	BackendTimeout time.Duration
+	// IdleTimeout is how long nothing may move: 0 means forever, nil that the
+	// route says nothing.
+	IdleTimeout *time.Duration
+	// CORS lets pages of other origins use the route.
+	CORS *CORS
 
 	// Response is what the gateway answers itself.
 	Response *Response
+	// Redirect is where it sends the client.
+	Redirect *Redirect
 	// StubStatus asks for the connection counters of the gateway pod.
 	StubStatus bool
+
+	// RequestHeaders and ResponseHeaders change what goes to the backend and
+	// to the client.
+	RequestHeaders, ResponseHeaders HeaderChanges
 }
 
 // Equal tells whether two virtual hosts are the same.
@@ -149,24 +164,52 @@ func (h VirtualHost) Equal(other VirtualHost) bool {
 }
 
 func (r Route) equal(other Route) bool {
-	sameResponse := r.Response == other.Response || r.Response != nil && other.Response != nil && *r.Response == *other.Response
-	return sameResponse && r.Name == other.Name && r.StubStatus == other.StubStatus &&
-		r.PrefixRewrite == other.PrefixRewrite && r.Timeout == other.Timeout &&
-		r.Match.Path == other.Match.Path && r.Match.Exact == other.Match.Exact &&
-		slices.Equal(r.Match.Headers, other.Match.Headers) && slices.Equal(r.Backends, other.Backends)
+	return r.Name == other.Name && r.StubStatus == other.StubStatus && r.Rewrite == other.Rewrite &&
+		r.Timeout == other.Timeout && r.BackendTimeout == other.BackendTimeout && sameValue(r.IdleTimeout, other.IdleTimeout) &&
+		r.Match.equal(other.Match) && slices.Equal(r.Backends, other.Backends) && slices.Equal(r.Mirrors, other.Mirrors) &&
+		sameValue(r.Response, other.Response) && sameValue(r.Redirect, other.Redirect) && r.CORS.equal(other.CORS) &&
+		r.RequestHeaders.equal(other.RequestHeaders) && r.ResponseHeaders.equal(other.ResponseHeaders)
 }
+
+func sameValue[T comparable](a, b *T) bool {
+	return a == b || a != nil && b != nil && *a == *b
+}
+
+// PathType is how a path is compared.
+type PathType string
+
+// A path is compared by path elements, as a whole, or by a regular expression
+// that has to match the whole of it.
+const (
+	PathPrefix PathType = ""
+	PathExact  PathType = "Exact"
+	PathRegex  PathType = "RegularExpression"
+)
 
 // Match selects requests.
 type Match struct {
-	// Path to compare: the whole of it where Exact, else by path elements.
-	Path  string
-	Exact bool
+	// Path to compare, or the regular expression.
+	Path string
+	Type PathType
+	// Method of the request; empty means any.
+	Method string
 	// Headers that must be there, sorted by name, which is in lower case.
-	Headers []Header
+	Headers []ValueMatch
+	// QueryParams that must be there, sorted by name.
+	QueryParams []ValueMatch
 }
 
-// Header is a header with the value it must have.
-type Header struct{ Name, Value string }
+func (m Match) equal(other Match) bool {
+	return m.Path == other.Path && m.Type == other.Type && m.Method == other.Method &&
+		slices.Equal(m.Headers, other.Headers) && slices.Equal(m.QueryParams, other.QueryParams)
+}
+
+// ValueMatch is a header or query parameter with the value that it must have,
+// or the regular expression that the whole of its value must match.
+type ValueMatch struct {
+	Name, Value string
+	Regex       bool
+}
 
 // WeightedCluster is a cluster's share of a route's requests.
 type WeightedCluster struct {
@@ -174,6 +217,86 @@ type WeightedCluster struct {
 	Cluster string
 	// Weight, above 0; the share is weight divided by the sum of weights.
 	Weight uint32
+}
+
+// Mirror is a cluster that gets copies of requests.
+type Mirror struct {
+	// Cluster is a name in Gateway.Clusters.
+	Cluster string
+	// PerMillion of the requests are copied: 1 to 1000000.
+	PerMillion uint32
+}
+
+// Rewrite is what replaces parts of a request; what is empty stays.
+type Rewrite struct {
+	// Prefix replaces the prefix that matched, Path the whole path; one of them
+	// at most.
+	Prefix, Path string
+	// Hostname replaces the Host header.
+	Hostname string
+}
+
+// Redirect is where the client is sent; what is empty stays as it was.
+type Redirect struct {
+	Scheme   string
+	Hostname string
+	// Port of the URL: 0 stands for the usual one of Scheme, which is given
+	// then, and is not written; KeepPort for the one that the client named.
+	Port int32
+	// Prefix replaces the prefix that matched, Path the whole path; one of them
+	// at most.
+	Prefix, Path string
+	// Status of the answer: 301, 302, 303, 307 or 308.
+	Status uint32
+}
+
+// KeepPort stands for the port that the client named.
+const KeepPort = -1
+
+// HeaderChanges change headers; a header is named by one of them only.
+type HeaderChanges struct {
+	// Set replaces what is there, Add adds to it. Sorted by name.
+	Set, Add []Header
+	// Remove, sorted.
+	Remove []string
+}
+
+func (c HeaderChanges) equal(other HeaderChanges) bool {
+	return slices.Equal(c.Set, other.Set) && slices.Equal(c.Add, other.Add) && slices.Equal(c.Remove, other.Remove)
+}
+
+// Header is a header with its value. Its name is in lower case.
+type Header struct{ Name, Value string }
+
+// CORS is what browsers are told about pages of other origins.
+type CORS struct {
+	// Origins that are allowed, sorted.
+	Origins []Origin
+	// Methods and RequestHeaders that requests may have, ResponseHeaders that
+	// scripts may read: as they are listed, or "*" alone.
+	Methods, RequestHeaders, ResponseHeaders []string
+	// Credentials are allowed.
+	Credentials bool
+	// MaxAge is how long a browser may remember an answer.
+	MaxAge time.Duration
+}
+
+func (c *CORS) equal(other *CORS) bool {
+	if c == nil || other == nil {
+		return c == other
+	}
+	return slices.Equal(c.Origins, other.Origins) && slices.Equal(c.Methods, other.Methods) &&
+		slices.Equal(c.RequestHeaders, other.RequestHeaders) && slices.Equal(c.ResponseHeaders, other.ResponseHeaders) &&
+		c.Credentials == other.Credentials && c.MaxAge == other.MaxAge
+}
+
+// Origin is an origin, or all origins of a kind.
+type Origin struct {
+	// Any stands for every origin; all else is empty then.
+	Any bool
+	// Scheme is "http" or "https", Host in lower case: exact, "*.suffix" or "*",
+	// and Port empty where it is the usual one.
+	Scheme, Host, Port string
 }
 
 // Response is an answer that the gateway gives itself.
@@ -312,7 +435,8 @@ type BackendStatus struct {
 	Port string
 	// Cluster it resolved to; nil where it did not.
 	Cluster *Cluster
-	// Idle tells that its weight is 0 in every rule: no request goes to it.
+	// Idle tells that no client waits for it: its weight is 0 in every rule, or
+	// it gets nothing but copies.
 	Idle bool
 }
 

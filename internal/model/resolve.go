@@ -23,25 +23,14 @@ func (b *builder) resolve(source *v1alpha1.ServiceRoute) ([]rule, metav1.Conditi
 	rules := make([]rule, len(source.Spec.Rules))
 	for i := range source.Spec.Rules {
 		from := &source.Spec.Rules[i]
-		to := rule{name: string(from.Name), matches: matchesOf(from)}
-		if direct := from.DirectResponse; direct != nil {
-			if direct.Type == v1alpha1.DirectResponseStubStatus {
-				to.route.StubStatus = true
-			} else {
-				to.route.Response = responseOf(direct)
-			}
-			rules[i] = to
+		to := rule{name: string(from.Name), route: routeOf(from)}
+		to.matches, to.invalid = matchesOf(from)
+		if from.DirectResponse != nil || from.Redirect != nil {
+			rules[i] = to // the gateway answers
 			continue
 		}
-		to.route.Timeout = timeoutOf(from.Timeouts)
-		if from.Rewrite != nil {
-			to.route.PrefixRewrite = from.Rewrite.PathPrefix
-		}
 		for _, backend := range from.Backends {
-			service := Key{
-				Namespace: string(valueOr(backend.Namespace, gatewayv1.Namespace(source.Namespace))),
-				Name:      string(backend.Name),
-			}
+			service := serviceOf(source.Namespace, backend.ServiceReference)
 			weight := uint32(max(valueOr(backend.Weight, 1), 0))
 			cluster, why, problem := b.backend(source.Namespace, service, backend.Port)
 			if problem != "" {
@@ -66,6 +55,11 @@ func (b *builder) resolve(source *v1alpha1.ServiceRoute) ([]rule, metav1.Conditi
 				Service: service, Port: backend.Port.String(), Cluster: cluster, Idle: weight == 0,
 			})
 		}
+		why, unmirrored := b.mirrors(source.Namespace, from, &to)
+		if len(problems) == 0 && len(unmirrored) > 0 {
+			reason = why
+		}
+		problems = append(problems, unmirrored...)
 		rules[i] = to
 	}
 	if len(problems) > 0 {
@@ -211,10 +205,10 @@ func Services(route *v1alpha1.ServiceRoute) []Key {
 	var keys []Key
 	for _, rule := range route.Spec.Rules {
 		for _, backend := range rule.Backends {
-			keys = append(keys, Key{
-				Namespace: string(valueOr(backend.Namespace, gatewayv1.Namespace(route.Namespace))),
-				Name:      string(backend.Name),
-			})
+			keys = append(keys, serviceOf(route.Namespace, backend.ServiceReference))
+		}
+		for _, mirror := range rule.Mirrors {
+			keys = append(keys, serviceOf(route.Namespace, mirror.ServiceReference))
 		}
 	}
 	return keys

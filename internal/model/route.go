@@ -1,12 +1,10 @@
 package model
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -116,7 +114,7 @@ func (b *builder) parent(ref gatewayv1.ParentReference, route Key) (*ParentStatu
 func (b *builder) attach(source *v1alpha1.ServiceRoute, rules []rule, gw *gateway, parent *ParentStatus, hosts map[string]bool) {
 	refused := ""
 	reason := string(gatewayv1.RouteReasonNoMatchingParent)
-	var conflicts []string
+	var conflicts, invalid []string
 	var attached []*listener
 	placed := false
 	for _, listener := range gw.listeners {
@@ -151,6 +149,13 @@ func (b *builder) attach(source *v1alpha1.ServiceRoute, rules []rule, gw *gatewa
 	}
 
 	key := gw.model.Key
+	for _, rule := range rules {
+		invalid = append(invalid, rule.invalid...)
+	}
+	leftOut, why := slices.Concat(invalid, conflicts), v1alpha1.ReasonRouteConflict
+	if len(invalid) > 0 {
+		why = v1alpha1.ReasonInvalidRegularExpression
+	}
 	switch {
 	case len(attached) == 0:
 		if refused == "" {
@@ -158,13 +163,13 @@ func (b *builder) attach(source *v1alpha1.ServiceRoute, rules []rule, gw *gatewa
 		}
 		parent.add(v1alpha1.ConditionAccepted, metav1.ConditionFalse, reason, refused)
 		return
-	case !placed && len(conflicts) > 0:
-		parent.add(v1alpha1.ConditionAccepted, metav1.ConditionFalse, v1alpha1.ReasonRouteConflict, joined(conflicts))
+	case !placed && len(leftOut) > 0:
+		parent.add(v1alpha1.ConditionAccepted, metav1.ConditionFalse, why, joined(leftOut))
 		return
-	case len(conflicts) > 0:
+	case len(leftOut) > 0:
 		parent.add(v1alpha1.ConditionAccepted, metav1.ConditionTrue, string(gatewayv1.RouteReasonAccepted),
 			fmt.Sprintf("attached to Gateway %s in part", key))
-		parent.add(v1alpha1.ConditionPartiallyInvalid, metav1.ConditionTrue, v1alpha1.ReasonRouteConflict, joined(conflicts))
+		parent.add(v1alpha1.ConditionPartiallyInvalid, metav1.ConditionTrue, why, joined(leftOut))
 	default:
 		parent.add(v1alpha1.ConditionAccepted, metav1.ConditionTrue, string(gatewayv1.RouteReasonAccepted),
 			fmt.Sprintf("attached to Gateway %s", key))
@@ -240,30 +245,6 @@ func joined(sentences []string) string {
 	return strings.Join(once, "; ")
 }
 
-// rankedRoute is a Route with what decides its place among others.
-type rankedRoute struct {
-	Route
-	order int // oldest route first, then by rule and match
-}
-
-// compareRoutes puts the more specific match first, as Gateway API orders
-// HTTPRoute matches: exact path, longer prefix, more headers; then age and
-// place in the route, which is the order of insertion.
-func compareRoutes(a, b rankedRoute) int {
-	exact := func(m Match) int {
-		if m.Exact {
-			return 0
-		}
-		return 1
-	}
-	return cmp.Or(
-		cmp.Compare(exact(a.Match), exact(b.Match)),
-		cmp.Compare(len(b.Match.Path), len(a.Match.Path)),
-		cmp.Compare(len(b.Match.Headers), len(a.Match.Headers)),
-		cmp.Compare(a.order, b.order),
-	)
-}
-
 // place adds the rules' matches to a hostname, but not those that another
 // route, or an earlier rule, already has. It returns a sentence for each of
 // these, and whether any match was placed.
@@ -275,8 +256,8 @@ func (p *port) place(hostname string, route Key, rules []rule) (conflicts []stri
 	}
 	for _, rule := range rules {
 		prefix := route.String() + "/" + rule.name + "/"
-		for i, match := range rule.matches {
-			name := prefix + strconv.Itoa(i)
+		for _, match := range rule.matches {
+			name := prefix + strconv.Itoa(match.index)
 			key := match.key()
 			if owner, taken := host.owner[key]; taken {
 				if strings.HasPrefix(owner, prefix) {
@@ -285,14 +266,15 @@ func (p *port) place(hostname string, route Key, rules []rule) (conflicts []stri
 					placed = true
 					continue
 				}
-				conflicts = append(conflicts, fmt.Sprintf("rule %q: %s is already matched by %s: change host, path or headers of one of them",
+				conflicts = append(conflicts, fmt.Sprintf("rule %q: %s is already matched by %s: change what one of them matches",
 					rule.name, match.describe(hostname), ownerName(owner, route)))
 				continue
 			}
 			host.owner[key] = name
 			placed = true
 			made := rule.route
-			made.Name, made.Match = name, match
+			made.Name, made.Match = name, match.Match
+			made.Redirect = made.Redirect.on(hostname, "http", p.number)
 			host.routes = append(host.routes, rankedRoute{Route: made, order: len(host.routes)})
 		}
 	}
@@ -308,34 +290,6 @@ func ownerName(owner string, route Key) string {
 		return fmt.Sprintf("rule %q of this route", parts[2])
 	}
 	return fmt.Sprintf("ServiceRoute %s/%s (rule %q), which comes first (older, or of one age and first by name)", parts[0], parts[1], parts[2])
-}
-
-// key is the same for two matches that select the same requests.
-func (m Match) key() string {
-	var key strings.Builder
-	if m.Exact {
-		key.WriteByte('=')
-	}
-	key.WriteString(m.Path)
-	for _, header := range m.Headers {
-		fmt.Fprintf(&key, "\n%s:%s", header.Name, header.Value)
-	}
-	return key.String()
-}
-
-func (m Match) describe(hostname string) string {
-	text := hostname + m.Path
-	if !m.Exact {
-		text += " (prefix)"
-	}
-	if len(m.Headers) > 0 {
-		names := make([]string, len(m.Headers))
-		for i, header := range m.Headers {
-			names[i] = header.Name
-		}
-		text += " with header " + strings.Join(names, ", ")
-	}
-	return text
 }
 
 // intersect returns the hostnames that both a listener and a route serve, the
@@ -374,58 +328,9 @@ func covers(wide, narrow string) bool {
 // rule is a ServiceRouteRule with its backends resolved.
 type rule struct {
 	name     string
-	matches  []Match
-	route    Route // without name and match
+	matches  []ruleMatch
+	invalid  []string // why others of its matches are left out
+	route    Route    // without name and match
 	clusters []Cluster
 	backends []BackendStatus
-}
-
-func matchesOf(source *v1alpha1.ServiceRouteRule) []Match {
-	if len(source.Matches) == 0 {
-		return []Match{{Path: "/"}}
-	}
-	matches := make([]Match, len(source.Matches))
-	for i, match := range source.Matches {
-		matches[i] = Match{Path: "/"}
-		if match.Path != nil {
-			matches[i].Exact = match.Path.Type == v1alpha1.PathMatchExact
-			matches[i].Path = cmp.Or(match.Path.Value, "/")
-		}
-		if !matches[i].Exact {
-			// /api and /api/ are the same prefix.
-			matches[i].Path = cmp.Or(strings.TrimRight(matches[i].Path, "/"), "/")
-		}
-		for _, header := range match.Headers {
-			matches[i].Headers = append(matches[i].Headers, Header{strings.ToLower(header.Name), header.Value})
-		}
-		slices.SortFunc(matches[i].Headers, func(a, b Header) int { return cmp.Compare(a.Name, b.Name) })
-	}
-	return matches
-}
-
-func timeoutOf(source *v1alpha1.Timeouts) time.Duration {
-	if source == nil {
-		return DefaultRequestTimeout
-	}
-	return durationOr(source.Request, DefaultRequestTimeout)
-}
-
-func durationOr(source *gatewayv1.Duration, fallback time.Duration) time.Duration {
-	if source == nil {
-		return fallback
-	}
-	// The schema's pattern admits only what ParseDuration takes.
-	duration, err := time.ParseDuration(string(*source))
-	if err != nil || duration < 0 {
-		return fallback
-	}
-	return duration
-}
-
-func responseOf(source *v1alpha1.DirectResponse) *Response {
-	return &Response{
-		Status:      uint32(valueOr(source.Status, 200)),
-		Body:        valueOr(source.Body, ""),
-		ContentType: valueOr(source.ContentType, "text/plain; charset=utf-8"),
-	}
 }

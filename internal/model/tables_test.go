@@ -203,8 +203,8 @@ func TestIntersect(t *testing.T) {
 
 func TestCompareRoutes(t *testing.T) {
 	t.Parallel()
-	headers := func(names ...string) []Header {
-		made := make([]Header, len(names))
+	headers := func(names ...string) []ValueMatch {
+		made := make([]ValueMatch, len(names))
 		for i, name := range names {
 			made[i].Name = name
 		}
@@ -212,13 +212,20 @@ func TestCompareRoutes(t *testing.T) {
 	}
 	// In the order in which they are to be tried.
 	want := []rankedRoute{
-		{order: 9, Name: "exact, longer", Match: Match{Path: "/api/v1", Exact: true}},
-		{order: 8, Name: "exact, with header", Match: Match{Path: "/api", Exact: true, Headers: headers("a")}},
-		{order: 7, Name: "exact", Match: Match{Path: "/api", Exact: true}},
+		{order: 9, Name: "exact, longer", Match: Match{Path: "/api/v1", Type: PathExact}},
+		{order: 8, Name: "exact, with header", Match: Match{Path: "/api", Type: PathExact, Headers: headers("a")}},
+		{order: 7, Name: "exact", Match: Match{Path: "/api", Type: PathExact}},
+		{order: 6, Name: "longer expression", Match: Match{Path: "/api/[^/]+", Type: PathRegex}},
+		{order: 6, Name: "expression", Match: Match{Path: ".+", Type: PathRegex}},
 		{order: 6, Name: "longest prefix", Match: Match{Path: "/a/long/prefix"}},
+		{order: 6, Name: "method", Match: Match{Path: "/api", Method: "GET"}},
+		{order: 7, Name: "another method", Match: Match{Path: "/api", Method: "DELETE"}},
 		{order: 5, Name: "two headers", Match: Match{Path: "/api", Headers: headers("a", "b")}},
+		{order: 9, Name: "one header, two parameters", Match: Match{Path: "/api", Headers: headers("a"), QueryParams: headers("q", "r")}},
+		{order: 8, Name: "one header, one parameter", Match: Match{Path: "/api", Headers: headers("a"), QueryParams: headers("q")}},
 		{order: 3, Name: "one header, older", Match: Match{Path: "/api", Headers: headers("z")}},
 		{order: 4, Name: "one header, younger", Match: Match{Path: "/api", Headers: headers("a")}},
+		{order: 9, Name: "only parameters", Match: Match{Path: "/api", QueryParams: headers("q", "r")}},
 		{order: 2, Name: "no header", Match: Match{Path: "/api"}},
 		{order: 0, Name: "root, with headers", Match: Match{Path: "/", Headers: headers("a", "b", "c")}},
 		{order: 1, Name: "root", Match: Match{Path: "/"}},

@@ -88,7 +88,7 @@ var _ = Describe("A ServiceRoute", Label("routes"), func() {
 			route(ctx, "match",
 				v1alpha1.ServiceRouteRule{Name: "rest", Backends: to("red")},
 				v1alpha1.ServiceRouteRule{
-					Name: "prefix", Backends: to("green"), Rewrite: &v1alpha1.Rewrite{PathPrefix: "/inner"},
+					Name: "prefix", Backends: to("green"), Rewrite: &v1alpha1.Rewrite{PathPrefix: new("/inner")},
 					Matches: []v1alpha1.RouteMatch{{Path: path(v1alpha1.PathMatchPrefix, "/api")}},
 				},
 				v1alpha1.ServiceRouteRule{Name: "exact", Backends: to("blue"), Matches: []v1alpha1.RouteMatch{

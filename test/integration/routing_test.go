@@ -125,8 +125,8 @@ var _ = Describe("A ServiceRoute", Label("routing"), func() {
 		service(ctx, "echo", nil)
 		route := harness.Route(namespace, "rewrite", host, "echo", parent)
 		route.Spec.Rules = []v1alpha1.ServiceRouteRule{
-			{Name: "away", Matches: path(v1alpha1.PathMatchPrefix, "/api/prometheus"), Rewrite: &v1alpha1.Rewrite{PathPrefix: "/"}, Backends: to("echo")},
-			{Name: "other", Matches: path(v1alpha1.PathMatchPrefix, "/old"), Rewrite: &v1alpha1.Rewrite{PathPrefix: "/new"}, Backends: to("echo")},
+			{Name: "away", Matches: path(v1alpha1.PathMatchPrefix, "/api/prometheus"), Rewrite: &v1alpha1.Rewrite{PathPrefix: new("/")}, Backends: to("echo")},
+			{Name: "other", Matches: path(v1alpha1.PathMatchPrefix, "/old"), Rewrite: &v1alpha1.Rewrite{PathPrefix: new("/new")}, Backends: to("echo")},
 		}
 		create(ctx, route)
 		Eventually(status(host, "/old")).Should(Equal(200))
