@@ -33,6 +33,11 @@ import (
 type Dataplane struct {
 	server *xds.Server
 
+	// building is held while something is built, mu while it is put in force:
+	// endpoints and statuses need not wait for the first.
+	building sync.Mutex
+	builder  model.Builder
+
 	mu       sync.Mutex
 	result   model.Result
 	gateways map[model.Key]*gateway
@@ -118,7 +123,7 @@ func (g *gateway) pods(connected []xds.PodAck, now time.Time) (pods []xds.PodAck
 }
 
 type routeSince struct {
-	status   model.RouteStatus
+	status   *model.RouteStatus
 	sequence uint64
 }
 
@@ -142,7 +147,9 @@ func New(server *xds.Server, names *PolicyNames) *Dataplane {
 // The first build is sent as it is: what network policies have to wait for is
 // not known before.
 func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
-	result := model.Build(in)
+	d.building.Lock()
+	defer d.building.Unlock()
+	result := d.builder.Build(in)
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -164,7 +171,7 @@ func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(serv
 		known := d.gateways[gw.Key]
 		d.setReaches(known, gw, now)
 		if known.hold(result.Routes, in.ServiceRoutes, !d.built); len(known.held) > 0 {
-			known.told, waiting = known.withoutHeld(in), true
+			known.told, waiting = known.withoutHeld(&d.builder, in), true
 		}
 	}
 	if waiting {
@@ -231,7 +238,7 @@ func (g *gateway) pruneReaches() {
 // hold finds out which routes have to wait: they lead to a cluster that no policy
 // lets the gateway reach yet, and it was not told of this version of them before.
 // Of the others it notes that they are released; none waits where everything is.
-func (g *gateway) hold(routes []model.RouteStatus, sources []*v1alpha1.ServiceRoute, everything bool) {
+func (g *gateway) hold(routes []*model.RouteStatus, sources []*v1alpha1.ServiceRoute, everything bool) {
 	newest := make(map[model.Key]*v1alpha1.ServiceRoute, len(sources))
 	for _, source := range sources {
 		newest[model.Key{Namespace: source.Namespace, Name: source.Name}] = source
@@ -276,7 +283,7 @@ func (g *gateway) waitsFor(backends []model.BackendStatus) *reach {
 }
 
 // withoutHeld is the gateway with what is released of the routes that wait.
-func (g *gateway) withoutHeld(in model.Inputs) model.Gateway {
+func (g *gateway) withoutHeld(builder *model.Builder, in model.Inputs) model.Gateway {
 	routes := make([]*v1alpha1.ServiceRoute, 0, len(in.ServiceRoutes))
 	for _, route := range in.ServiceRoutes {
 		key := model.Key{Namespace: route.Namespace, Name: route.Name}
@@ -288,7 +295,7 @@ func (g *gateway) withoutHeld(in model.Inputs) model.Gateway {
 		routes = append(routes, route)
 	}
 	in.ServiceRoutes = routes
-	for _, gw := range model.Build(in).Gateways {
+	for _, gw := range builder.Build(in).Gateways {
 		if gw.Key == g.model.Key {
 			return gw
 		}
@@ -335,14 +342,14 @@ func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSli
 // note remembers the sequence for those routes that changed. A route that did
 // not keeps its own, so that it stays programmed while its neighbours' changes
 // are still on the way.
-func (g *gateway) note(key model.Key, routes []model.RouteStatus, sequence uint64) {
+func (g *gateway) note(key model.Key, routes []*model.RouteStatus, sequence uint64) {
 	noted := make(map[model.Key]routeSince, len(g.routes))
 	for _, route := range routes {
 		if !route.AttachedTo(key) {
 			continue
 		}
-		before, known := g.routes[route.Key]
-		if !g.held[route.Key] && (!known || !before.status.SameConfiguration(route)) {
+		before := g.routes[route.Key]
+		if !g.held[route.Key] && (before.status == nil || !before.status.SameConfiguration(route)) {
 			before = routeSince{status: route, sequence: sequence}
 		}
 		noted[route.Key] = before

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -46,6 +47,7 @@ type world struct {
 	slices map[model.Key][]*discoveryv1.EndpointSlice
 	now    time.Time
 	read   []model.Key // Services whose EndpointSlices Configure asked for
+	handed map[any]any // copies of the objects, since tests change these in place
 }
 
 func newWorld(t *testing.T) *world {
@@ -118,8 +120,33 @@ func newSlices(port string, addresses ...string) []*discoveryv1.EndpointSlice {
 	}}
 }
 
+// copied returns copies of objects, the same ones as before of those that are
+// what they were.
+func copied[T interface {
+	comparable
+	DeepCopy() T
+}](w *world, objects []T) []T {
+	if w.handed == nil {
+		w.handed = map[any]any{}
+	}
+	copies := make([]T, len(objects))
+	for i, object := range objects {
+		before, _ := w.handed[object].(T)
+		if !reflect.DeepEqual(before, object) {
+			before = object.DeepCopy()
+			w.handed[object] = before
+		}
+		copies[i] = before
+	}
+	return copies
+}
+
 func (w *world) configure() {
-	w.Configure(w.in, w.now, func(service model.Key) []*discoveryv1.EndpointSlice {
+	in := w.in
+	in.GatewayClasses, in.Gateways = copied(w, in.GatewayClasses), copied(w, in.Gateways)
+	in.GatewayConfigs = copied(w, in.GatewayConfigs)
+	in.ServiceRoutes, in.Services = copied(w, in.ServiceRoutes), copied(w, in.Services)
+	w.Configure(in, w.now, func(service model.Key) []*discoveryv1.EndpointSlice {
 		w.read = append(w.read, service)
 		return w.slices[service]
 	})

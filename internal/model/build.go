@@ -3,10 +3,11 @@ package model
 import (
 	"cmp"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -16,77 +17,62 @@ import (
 
 // Build links, defaults and validates, and tells of every object how it was
 // judged.
-func Build(in Inputs) Result {
-	b := newBuilder(in)
-	b.classStatuses()
-	b.gateways()
-	for _, route := range oldestFirst(in.ServiceRoutes) {
-		b.route(route)
+func Build(in Inputs) Result { return new(Builder).Build(in) }
+
+func grantsByNamespace(grants []*gatewayv1.ReferenceGrant) iter.Seq2[Key, []*gatewayv1.ReferenceGrant] {
+	grouped := map[Key][]*gatewayv1.ReferenceGrant{}
+	for _, grant := range slices.SortedFunc(slices.Values(grants), func(a, b *gatewayv1.ReferenceGrant) int { return cmp.Compare(a.Name, b.Name) }) {
+		namespace := Key{Name: grant.Namespace}
+		grouped[namespace] = append(grouped[namespace], grant)
 	}
-	return b.result()
+	return maps.All(grouped)
 }
 
-// builder holds the indexes over the inputs and what is built so far.
-type builder struct {
+// frame is what users said of classes and gateways: what routes attach to. It is
+// not changed once it is made.
+type frame struct {
 	in         Inputs
 	classes    map[string]*gatewayv1.GatewayClass
 	allGateway map[Key]*gatewayv1.Gateway
 	configs    map[Key]*v1alpha1.GatewayConfig
-	services   map[Key]*corev1.Service
-	namespaces map[string]labels.Set
-	grants     map[string][]*gatewayv1.ReferenceGrant // by namespace of the target
 
 	classList []ClassStatus
 	foreign   []Key
-	built     map[Key]*gateway // gateways of this operator
-	routes    []RouteStatus
+	built     map[Key]*gateway     // gateways of this operator
+	sorted    []*gateway           // by key
+	labelled  []*gatewayv1.Gateway // default gateways, the oldest first
 }
 
-// gateway is a Gateway while it is built.
+// gateway is a Gateway without routes.
 type gateway struct {
 	source    *gatewayv1.Gateway
 	model     Gateway
 	status    GatewayStatus
 	listeners []*listener
 	ports     map[int32]*port
-	clusters  map[string]Cluster
-	services  map[Key]BackendService
 	isolation v1alpha1.BackendPolicy
 }
 
 // listener is a listener that serves.
 type listener struct {
 	source   *gatewayv1.Listener
-	status   *ListenerStatus
+	index    int    // in the Gateway's status
 	hostname string // "" for any
 	port     *port
 	kinds    bool // ServiceRoute may attach
-	from     func(namespace string) bool
-	counted  *v1alpha1.ServiceRoute // the last one in status.AttachedRoutes
+	from     func(namespace string, labelsOf func(namespace string) (of labels.Set, exists bool)) bool
 }
 
-// port collects virtual hosts of all listeners on one port number.
-type port struct {
-	number, bind int32
-	hosts        map[string]*virtualHost
-}
+// port is a port number that any of the listeners has.
+type port struct{ number, bind int32 }
 
-type virtualHost struct {
-	routes []rankedRoute
-	owner  map[string]string // match key → who has it, for messages
-}
-
-func newBuilder(in Inputs) *builder {
-	b := &builder{
-		in:         in,
+func newFrame(in Inputs) *frame {
+	b := &frame{
+		in:         Inputs{GatewayClasses: in.GatewayClasses, Gateways: in.Gateways, GatewayConfigs: in.GatewayConfigs, GatewayAPI: in.GatewayAPI, OneHost: in.OneHost},
 		classes:    make(map[string]*gatewayv1.GatewayClass, len(in.GatewayClasses)),
 		allGateway: make(map[Key]*gatewayv1.Gateway, len(in.Gateways)),
 		configs:    make(map[Key]*v1alpha1.GatewayConfig, len(in.GatewayConfigs)),
-		services:   make(map[Key]*corev1.Service, len(in.Services)),
-		namespaces: make(map[string]labels.Set, len(in.Namespaces)),
-		grants:     make(map[string][]*gatewayv1.ReferenceGrant),
 		built:      make(map[Key]*gateway),
-		routes:     make([]RouteStatus, 0, len(in.ServiceRoutes)),
 	}
 	for _, class := range in.GatewayClasses {
 		b.classes[class.Name] = class
@@ -97,15 +83,8 @@ func newBuilder(in Inputs) *builder {
 	for _, config := range in.GatewayConfigs {
 		b.configs[keyOf(config)] = config
 	}
-	for _, service := range in.Services {
-		b.services[keyOf(service)] = service
-	}
-	for _, namespace := range in.Namespaces {
-		b.namespaces[namespace.Name] = labels.Set(namespace.Labels)
-	}
-	for _, grant := range in.ReferenceGrants {
-		b.grants[grant.Namespace] = append(b.grants[grant.Namespace], grant)
-	}
+	b.classStatuses()
+	b.gateways()
 	return b
 }
 
@@ -129,7 +108,7 @@ func ours(class *gatewayv1.GatewayClass) bool {
 	return class.Spec.ControllerName == v1alpha1.ControllerName
 }
 
-func (b *builder) classStatuses() {
+func (b *frame) classStatuses() {
 	for _, class := range b.in.GatewayClasses {
 		if !ours(class) {
 			continue
@@ -148,7 +127,7 @@ func (b *builder) classStatuses() {
 	}
 }
 
-func (b *builder) gateways() {
+func (b *frame) gateways() {
 	taken := map[int32]Key{} // in OneHost: who has a port
 	for _, source := range oldestFirst(b.in.Gateways) {
 		class := b.classes[string(source.Spec.GatewayClassName)]
@@ -161,12 +140,10 @@ func (b *builder) gateways() {
 			continue
 		}
 		gw := &gateway{
-			source:   source,
-			model:    Gateway{Key: key, Class: class.Name, UID: string(source.UID)},
-			status:   GatewayStatus{Key: key, Generation: source.Generation},
-			ports:    map[int32]*port{},
-			clusters: map[string]Cluster{},
-			services: map[Key]BackendService{},
+			source: source,
+			model:  Gateway{Key: key, Class: class.Name, UID: string(source.UID)},
+			status: GatewayStatus{Key: key, Generation: source.Generation},
+			ports:  map[int32]*port{},
 		}
 		b.built[key] = gw
 		b.listeners(gw, taken)
@@ -188,10 +165,17 @@ func (b *builder) gateways() {
 				string(gatewayv1.GatewayReasonListenersNotValid), "some listeners are not valid, the others serve: see status.listeners")
 		}
 		gw.status.Conditions = []metav1.Condition{accepted}
+		b.sorted = append(b.sorted, gw)
+		if _, ok := source.Labels[v1alpha1.DefaultGatewayLabel]; ok {
+			b.labelled = append(b.labelled, source)
+		}
 	}
+	slices.SortFunc(b.sorted, func(a, b *gateway) int { return compareKeys(a.model.Key, b.model.Key) })
+	slices.SortFunc(b.classList, func(a, b ClassStatus) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(b.foreign, compareKeys)
 }
 
-func (b *builder) listeners(gw *gateway, taken map[int32]Key) {
+func (b *frame) listeners(gw *gateway, taken map[int32]Key) {
 	gw.status.Listeners = make([]ListenerStatus, len(gw.source.Spec.Listeners))
 	claimed := map[string]string{} // port and hostname → listener
 	for i := range gw.source.Spec.Listeners {
@@ -239,10 +223,10 @@ func (b *builder) listeners(gw *gateway, taken map[int32]Key) {
 			claimed[claim] = status.Name
 			taken[number] = gw.model.Key
 			gw.listeners = append(gw.listeners, &listener{
-				source: source, status: status, hostname: hostname,
+				source: source, index: i, hostname: hostname,
 				port:  gw.port(number, b.in.OneHost),
 				kinds: len(kinds) > 0,
-				from:  b.allowedNamespaces(gw, source),
+				from:  allowedNamespaces(gw, source),
 			})
 		}
 		status.Conditions = []metav1.Condition{accepted, conflicted, resolved}
@@ -252,7 +236,7 @@ func (b *builder) listeners(gw *gateway, taken map[int32]Key) {
 func (gw *gateway) port(number int32, oneHost bool) *port {
 	p := gw.ports[number]
 	if p == nil {
-		p = &port{number: number, bind: number, hosts: map[string]*virtualHost{}}
+		p = &port{number: number, bind: number}
 		if !oneHost && (number < 1024 || number == AgentPort || number == ProbePort) {
 			// Ports below 1024 need a capability that gateway pods do not have,
 			// and two are the pods' own. Above 10000 collisions are as unlikely
@@ -309,74 +293,43 @@ func allowedKinds(source *gatewayv1.Listener) (kinds []gatewayv1.RouteGroupKind,
 	return kinds, problem
 }
 
-func (b *builder) allowedNamespaces(gw *gateway, source *gatewayv1.Listener) func(string) bool {
-	same := func(namespace string) bool { return namespace == gw.model.Namespace }
+// allowedNamespaces tells from which namespaces routes may attach.
+func allowedNamespaces(gw *gateway, source *gatewayv1.Listener) func(string, func(string) (labels.Set, bool)) bool {
+	type labelsOf = func(string) (labels.Set, bool)
+	always := func(is bool) func(string, labelsOf) bool { return func(string, labelsOf) bool { return is } }
+	same := func(namespace string, _ labelsOf) bool { return namespace == gw.model.Namespace }
 	if source.AllowedRoutes == nil || source.AllowedRoutes.Namespaces == nil || source.AllowedRoutes.Namespaces.From == nil {
 		return same
 	}
 	switch *source.AllowedRoutes.Namespaces.From {
 	case gatewayv1.NamespacesFromAll:
-		return func(string) bool { return true }
+		return always(true)
 	case gatewayv1.NamespacesFromSelector:
 		selector, err := metav1.LabelSelectorAsSelector(source.AllowedRoutes.Namespaces.Selector)
 		if err != nil {
-			return func(string) bool { return false }
+			return always(false)
 		}
-		return func(namespace string) bool {
-			set, known := b.namespaces[namespace]
+		return func(namespace string, of labelsOf) bool {
+			set, known := of(namespace)
 			return known && selector.Matches(set)
 		}
 	case gatewayv1.NamespacesFromNone:
-		return func(string) bool { return false }
+		return always(false)
 	default:
 		return same
 	}
-}
-
-func (b *builder) result() Result {
-	result := Result{Classes: b.classList, Routes: b.routes, Foreign: b.foreign}
-	for _, gw := range b.built {
-		result.GatewayStatuses = append(result.GatewayStatuses, gw.status)
-		if len(gw.listeners) > 0 {
-			result.Gateways = append(result.Gateways, gw.finish())
-		}
-	}
-	slices.SortFunc(result.Classes, func(a, b ClassStatus) int { return cmp.Compare(a.Name, b.Name) })
-	slices.SortFunc(result.Gateways, func(a, b Gateway) int { return compareKeys(a.Key, b.Key) })
-	slices.SortFunc(result.GatewayStatuses, func(a, b GatewayStatus) int { return compareKeys(a.Key, b.Key) })
-	slices.SortFunc(result.Foreign, compareKeys)
-	slices.SortFunc(result.Routes, func(a, b RouteStatus) int { return compareKeys(a.Key, b.Key) })
-	return result
 }
 
 func compareKeys(a, b Key) int {
 	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
-// finish turns what was collected into sorted, plain values.
-func (gw *gateway) finish() Gateway {
-	model := gw.model
+// emptyPorts are the ports that a gateway listens on, sorted by number.
+func (gw *gateway) emptyPorts() []Port {
+	ports := make([]Port, 0, len(gw.ports))
 	for _, p := range gw.ports {
-		port := Port{Number: p.number, Bind: p.bind}
-		for hostname, host := range p.hosts {
-			slices.SortStableFunc(host.routes, compareRoutes)
-			virtualHost := VirtualHost{Hostname: hostname, Routes: make([]Route, len(host.routes))}
-			for i, ranked := range host.routes {
-				virtualHost.Routes[i] = ranked.Route
-			}
-			port.VirtualHosts = append(port.VirtualHosts, virtualHost)
-		}
-		slices.SortFunc(port.VirtualHosts, func(a, b VirtualHost) int { return cmp.Compare(a.Hostname, b.Hostname) })
-		model.Ports = append(model.Ports, port)
+		ports = append(ports, Port{Number: p.number, Bind: p.bind})
 	}
-	slices.SortFunc(model.Ports, func(a, b Port) int { return cmp.Compare(a.Number, b.Number) })
-	for _, cluster := range gw.clusters {
-		model.Clusters = append(model.Clusters, cluster)
-	}
-	slices.SortFunc(model.Clusters, func(a, b Cluster) int { return cmp.Compare(a.Name, b.Name) })
-	for _, service := range gw.services {
-		model.Services = append(model.Services, service)
-	}
-	slices.SortFunc(model.Services, func(a, b BackendService) int { return compareKeys(a.Key, b.Key) })
-	return model
+	slices.SortFunc(ports, func(a, b Port) int { return cmp.Compare(a.Number, b.Number) })
+	return ports
 }

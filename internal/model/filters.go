@@ -199,7 +199,7 @@ func durationOr(source *gatewayv1.Duration, fallback time.Duration) time.Duratio
 
 // mirrors resolves the mirrors of a rule, and returns a sentence for each that
 // cannot be, with the reason of the first.
-func (b *builder) mirrors(namespace string, from *v1alpha1.ServiceRouteRule, to *rule) (reason string, problems []string) {
+func (b *linker) mirrors(namespace string, from *v1alpha1.ServiceRouteRule, to *rule) (reason string, problems []string) {
 	for i := range from.Mirrors {
 		mirror := &from.Mirrors[i]
 		service := serviceOf(namespace, mirror.ServiceReference)

@@ -16,7 +16,7 @@ const gatewayConfigKind = "GatewayConfig"
 // infrastructure merges the settings of the class with those of the Gateway,
 // field by field, and adds the defaults. It also returns which backends are to be
 // isolated. Where a reference does not resolve it returns nil and the problem.
-func (b *builder) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Gateway) (*Infrastructure, v1alpha1.BackendPolicy, string) {
+func (b *frame) infrastructure(class *gatewayv1.GatewayClass, gw *gatewayv1.Gateway) (*Infrastructure, v1alpha1.BackendPolicy, string) {
 	var merged v1alpha1.GatewayConfigSpec
 	config, problem := b.classConfig(class)
 	if problem != "" {
@@ -109,7 +109,7 @@ func override(base, over v1alpha1.GatewayConfigSpec) v1alpha1.GatewayConfigSpec 
 }
 
 // classConfig returns the GatewayConfig of a class; nil where it names none.
-func (b *builder) classConfig(class *gatewayv1.GatewayClass) (*v1alpha1.GatewayConfig, string) {
+func (b *frame) classConfig(class *gatewayv1.GatewayClass) (*v1alpha1.GatewayConfig, string) {
 	ref := class.Spec.ParametersRef
 	if ref == nil {
 		return nil, ""
@@ -124,7 +124,7 @@ func (b *builder) classConfig(class *gatewayv1.GatewayClass) (*v1alpha1.GatewayC
 	return config, problem
 }
 
-func (b *builder) config(group, kind string, key Key) (*v1alpha1.GatewayConfig, string) {
+func (b *frame) config(group, kind string, key Key) (*v1alpha1.GatewayConfig, string) {
 	if group != v1alpha1.GroupVersion.Group || kind != gatewayConfigKind {
 		return nil, fmt.Sprintf("%s is not supported: refer to a %s.%s",
 			strings.TrimSuffix(kind+"."+group, "."), gatewayConfigKind, v1alpha1.GroupVersion.Group)

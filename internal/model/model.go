@@ -5,8 +5,9 @@
 //
 // Build is a function from values to values: it reads no clock and no network,
 // never changes its inputs, and gives the same result for the same objects in
-// any order. Why something is invalid is said where it is noticed, as a
-// condition; one bad object never takes its neighbours along.
+// any order. A Builder gives the same, sooner where little has changed. Why
+// something is invalid is said where it is noticed, as a condition; one bad object
+// never takes its neighbours along.
 //
 // What changes without any user having written something — endpoints, and what
 // gateway pods have acknowledged — is kept apart: Endpoints and Observe join it
@@ -14,6 +15,7 @@
 package model
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -79,7 +81,7 @@ type Result struct {
 	// operator was judged, sorted by key.
 	Classes         []ClassStatus
 	GatewayStatuses []GatewayStatus
-	Routes          []RouteStatus
+	Routes          []*RouteStatus
 	// Foreign are the Gateways of other controllers: what was made for them
 	// while they were this one's is to go. A Gateway whose class does not exist
 	// is nobody's, and not among them.
@@ -158,21 +160,14 @@ type Route struct {
 	RequestHeaders, ResponseHeaders HeaderChanges
 }
 
-// Equal tells whether two virtual hosts are the same.
+// Equal tells whether two virtual hosts are the same. It takes no time where a
+// Builder has left one as it was.
 func (h VirtualHost) Equal(other VirtualHost) bool {
-	return h.Hostname == other.Hostname && slices.EqualFunc(h.Routes, other.Routes, Route.equal)
+	return h.Hostname == other.Hostname && (sameMemory(h.Routes, other.Routes) || reflect.DeepEqual(h.Routes, other.Routes))
 }
 
-func (r Route) equal(other Route) bool {
-	return r.Name == other.Name && r.StubStatus == other.StubStatus && r.Rewrite == other.Rewrite &&
-		r.Timeout == other.Timeout && r.BackendTimeout == other.BackendTimeout && sameValue(r.IdleTimeout, other.IdleTimeout) &&
-		r.Match.equal(other.Match) && slices.Equal(r.Backends, other.Backends) && slices.Equal(r.Mirrors, other.Mirrors) &&
-		sameValue(r.Response, other.Response) && sameValue(r.Redirect, other.Redirect) && r.CORS.equal(other.CORS) &&
-		r.RequestHeaders.equal(other.RequestHeaders) && r.ResponseHeaders.equal(other.ResponseHeaders)
-}
-
-func sameValue[T comparable](a, b *T) bool {
-	return a == b || a != nil && b != nil && *a == *b
+func sameMemory[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 // PathType is how a path is compared.
@@ -197,11 +192,6 @@ type Match struct {
 	Headers []ValueMatch
 	// QueryParams that must be there, sorted by name.
 	QueryParams []ValueMatch
-}
-
-func (m Match) equal(other Match) bool {
-	return m.Path == other.Path && m.Type == other.Type && m.Method == other.Method &&
-		slices.Equal(m.Headers, other.Headers) && slices.Equal(m.QueryParams, other.QueryParams)
 }
 
 // ValueMatch is a header or query parameter with the value that it must have,
@@ -261,10 +251,6 @@ type HeaderChanges struct {
 	Remove []string
 }
 
-func (c HeaderChanges) equal(other HeaderChanges) bool {
-	return slices.Equal(c.Set, other.Set) && slices.Equal(c.Add, other.Add) && slices.Equal(c.Remove, other.Remove)
-}
-
 // Header is a header with its value. Its name is in lower case.
 type Header struct{ Name, Value string }
 
@@ -279,15 +265,6 @@ type CORS struct {
 	Credentials bool
 	// MaxAge is how long a browser may remember an answer.
 	MaxAge time.Duration
-}
-
-func (c *CORS) equal(other *CORS) bool {
-	if c == nil || other == nil {
-		return c == other
-	}
-	return slices.Equal(c.Origins, other.Origins) && slices.Equal(c.Methods, other.Methods) &&
-		slices.Equal(c.RequestHeaders, other.RequestHeaders) && slices.Equal(c.ResponseHeaders, other.ResponseHeaders) &&
-		c.Credentials == other.Credentials && c.MaxAge == other.MaxAge
 }
 
 // Origin is an origin, or all origins of a kind.
@@ -406,16 +383,13 @@ type RouteStatus struct {
 
 // SameConfiguration tells whether gateways have been told the same of a route:
 // who reads conditions only sees the difference.
-func (r RouteStatus) SameConfiguration(other RouteStatus) bool {
-	return r.UID == other.UID && r.Generation == other.Generation && slices.Equal(r.Hosts, other.Hosts) &&
-		slices.EqualFunc(r.Backends, other.Backends, func(a, b BackendStatus) bool {
-			return a.Service == b.Service && a.Port == b.Port &&
-				(a.Cluster == b.Cluster || a.Cluster != nil && b.Cluster != nil && *a.Cluster == *b.Cluster)
-		})
+func (r *RouteStatus) SameConfiguration(other *RouteStatus) bool {
+	return r == other || r.UID == other.UID && r.Generation == other.Generation &&
+		slices.Equal(r.Hosts, other.Hosts) && reflect.DeepEqual(r.Backends, other.Backends)
 }
 
 // AttachedTo tells whether a route is attached to a gateway.
-func (r RouteStatus) AttachedTo(gateway Key) bool {
+func (r *RouteStatus) AttachedTo(gateway Key) bool {
 	return slices.ContainsFunc(r.Parents, func(p ParentStatus) bool { return p.Gateway != nil && *p.Gateway == gateway })
 }
 

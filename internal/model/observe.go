@@ -198,7 +198,7 @@ func firstFalse(conditions []metav1.Condition) *metav1.Condition {
 	return nil
 }
 
-func observeRoute(route RouteStatus, o Observations) v1alpha1.ServiceRouteStatus {
+func observeRoute(route *RouteStatus, o Observations) v1alpha1.ServiceRouteStatus {
 	var status v1alpha1.ServiceRouteStatus
 	var all []metav1.Condition
 	for _, parent := range route.Parents {
@@ -237,7 +237,7 @@ func conditionRank(kind string) int {
 	}, kind)
 }
 
-func meshRoute(route RouteStatus, status v1alpha1.ServiceRouteStatus, o Observations) v1alpha1.MeshRouteStatus {
+func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observations) v1alpha1.MeshRouteStatus {
 	mesh := v1alpha1.MeshRouteStatus{Conditions: slices.Clone(status.Conditions)}
 	mesh.Display.Hosts = abbreviated(route.Hosts)
 

@@ -17,7 +17,7 @@ import (
 
 // resolve looks up the backends of every rule, and says in the condition
 // ResolvedRefs which cannot be.
-func (b *builder) resolve(source *v1alpha1.ServiceRoute) ([]rule, metav1.Condition) {
+func (b *linker) resolve(source *v1alpha1.ServiceRoute) ([]rule, metav1.Condition) {
 	var problems []string
 	reason := string(gatewayv1.RouteReasonResolvedRefs)
 	rules := make([]rule, len(source.Spec.Rules))
@@ -70,14 +70,14 @@ func (b *builder) resolve(source *v1alpha1.ServiceRoute) ([]rule, metav1.Conditi
 
 // backend finds the Service port of a backend, or the reason and the problem
 // for which it cannot be used.
-func (b *builder) backend(from string, key Key, port intstr.IntOrString) (cluster *Cluster, reason, problem string) {
+func (b *linker) backend(from string, key Key, port intstr.IntOrString) (cluster *Cluster, reason, problem string) {
 	if key.Namespace != from && !b.granted(from, key) {
 		// Said before it is known whether the Service exists: nobody learns of
 		// other namespaces' Services what they were not granted.
 		return nil, string(gatewayv1.RouteReasonRefNotPermitted), fmt.Sprintf(
 			"Service %s is in another namespace, and no ReferenceGrant there lets ServiceRoutes of namespace %s refer to it: create one there", key, from)
 	}
-	service := b.services[key]
+	service := b.service(key)
 	if service == nil {
 		return nil, string(gatewayv1.RouteReasonBackendNotFound), fmt.Sprintf(
 			"Service %s does not exist: create it or correct the backend's name", key)
@@ -161,8 +161,8 @@ func portList(service *corev1.Service) string {
 
 // granted tells whether a ReferenceGrant lets ServiceRoutes of a namespace
 // refer to a Service.
-func (b *builder) granted(from string, to Key) bool {
-	for _, grant := range b.grants[to.Namespace] {
+func (b *linker) granted(from string, to Key) bool {
+	for _, grant := range b.grants(to.Namespace) {
 		allowed := slices.ContainsFunc(grant.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
 			return string(f.Group) == v1alpha1.GroupVersion.Group && f.Kind == "ServiceRoute" && string(f.Namespace) == from
 		})

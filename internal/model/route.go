@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,82 +13,43 @@ import (
 	"meshroute.io/meshroute/api/v1alpha1"
 )
 
-// route judges one ServiceRoute and places its rules on every listener that it
-// attaches to.
-func (b *builder) route(source *v1alpha1.ServiceRoute) {
-	key := keyOf(source)
-	status := RouteStatus{Key: key, UID: string(source.UID), Generation: source.Generation}
-	rules, resolved := b.resolve(source)
-	status.Backends = backendStatuses(rules)
-
-	hosts := map[string]bool{}
-	for _, ref := range b.parents(source, &status) {
-		parent, gw := b.parent(ref, key)
-		if parent == nil {
-			continue // another controller's Gateway
-		}
-		parent.Conditions = append(parent.Conditions, resolved)
-		if gw != nil {
-			b.attach(source, rules, gw, parent, hosts)
-		}
-		status.Parents = append(status.Parents, *parent)
-	}
-	for host := range hosts {
-		status.Hosts = append(status.Hosts, host)
-	}
-	slices.Sort(status.Hosts)
-	b.routes = append(b.routes, status)
-}
-
 // parents returns the parentRefs with all fields that matter filled in, or one
-// to the default Gateway where the route names none.
-func (b *builder) parents(source *v1alpha1.ServiceRoute, status *RouteStatus) []gatewayv1.ParentReference {
+// to the default Gateway where the route names none, or why there is none.
+func (b *linker) parents(source *v1alpha1.ServiceRoute) ([]gatewayv1.ParentReference, *ParentStatus) {
 	if len(source.Spec.ParentRefs) > 0 {
-		return source.Spec.ParentRefs
+		return source.Spec.ParentRefs, nil
 	}
 	if gw := b.defaultGateway(source.Namespace); gw != nil {
 		namespace := gatewayv1.Namespace(gw.Namespace)
-		return []gatewayv1.ParentReference{{Name: gatewayv1.ObjectName(gw.Name), Namespace: &namespace}}
+		return []gatewayv1.ParentReference{{Name: gatewayv1.ObjectName(gw.Name), Namespace: &namespace}}, nil
 	}
-	status.Parents = append(status.Parents, ParentStatus{
+	return nil, &ParentStatus{
 		Ref: gatewayv1.ParentReference{Name: "default"},
 		Conditions: []metav1.Condition{condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse,
 			v1alpha1.ReasonNoDefaultGateway, fmt.Sprintf(
 				"the route has no parentRefs, and no Gateway of meshroute carries the label %s: name a Gateway in parentRefs, or label one",
 				v1alpha1.DefaultGatewayLabel))},
-	})
-	return nil
+	}
 }
 
 // defaultGateway returns the oldest Gateway of this operator that carries the
 // label, preferring the namespace's own.
-func (b *builder) defaultGateway(namespace string) *gatewayv1.Gateway {
-	var found *gatewayv1.Gateway
-	for _, gw := range oldestFirst(b.labelled()) {
+func (b *frame) defaultGateway(namespace string) *gatewayv1.Gateway {
+	for _, gw := range b.labelled {
 		if gw.Namespace == namespace {
 			return gw
 		}
-		if found == nil {
-			found = gw
-		}
 	}
-	return found
-}
-
-func (b *builder) labelled() []*gatewayv1.Gateway {
-	var labelled []*gatewayv1.Gateway
-	for _, gw := range b.built {
-		if _, ok := gw.source.Labels[v1alpha1.DefaultGatewayLabel]; ok {
-			labelled = append(labelled, gw.source)
-		}
+	if len(b.labelled) > 0 {
+		return b.labelled[0]
 	}
-	return labelled
+	return nil
 }
 
 // parent finds the Gateway of a parentRef. It returns no status for a Gateway
 // that another controller serves, and no gateway where there is none to attach
 // to.
-func (b *builder) parent(ref gatewayv1.ParentReference, route Key) (*ParentStatus, *gateway) {
+func (b *frame) parent(ref gatewayv1.ParentReference, route Key) (*ParentStatus, *gateway) {
 	key := Key{Namespace: string(valueOr(ref.Namespace, gatewayv1.Namespace(route.Namespace))), Name: string(ref.Name)}
 	refuse := func(reason, message string) *ParentStatus {
 		return &ParentStatus{Ref: ref, Conditions: []metav1.Condition{
@@ -109,22 +71,17 @@ func (b *builder) parent(ref gatewayv1.ParentReference, route Key) (*ParentStatu
 	return nil, nil
 }
 
-// attach places the rules on the listeners of gw that the route may attach to,
-// and adds the condition Accepted to parent.
-func (b *builder) attach(source *v1alpha1.ServiceRoute, rules []rule, gw *gateway, parent *ParentStatus, hosts map[string]bool) {
+// claim finds the listeners of gw that a route may attach to, and the hostnames
+// that it asks for there. Where there is none it says why.
+func (b *linker) claim(source *v1alpha1.ServiceRoute, rules []rule, gw *gateway, to *attachment) {
 	refused := ""
 	reason := string(gatewayv1.RouteReasonNoMatchingParent)
-	var conflicts, invalid []string
-	var attached []*listener
-	placed := false
 	for _, listener := range gw.listeners {
-		if parent.Ref.SectionName != nil && *parent.Ref.SectionName != listener.source.Name {
+		if ref := to.status.Ref; ref.SectionName != nil && *ref.SectionName != listener.source.Name ||
+			ref.Port != nil && *ref.Port != listener.port.number {
 			continue
 		}
-		if parent.Ref.Port != nil && *parent.Ref.Port != listener.port.number {
-			continue
-		}
-		if !listener.kinds || !listener.from(source.Namespace) {
+		if !listener.kinds || !listener.from(source.Namespace, b.namespaceLabels) {
 			reason = string(gatewayv1.RouteReasonNotAllowedByListeners)
 			refused = fmt.Sprintf("listener %q of Gateway %s does not allow ServiceRoutes from namespace %s: see its allowedRoutes",
 				listener.source.Name, gw.model.Key, source.Namespace)
@@ -137,33 +94,72 @@ func (b *builder) attach(source *v1alpha1.ServiceRoute, rules []rule, gw *gatewa
 				listener.hostname, listener.source.Name, gw.model.Key)
 			continue
 		}
-		attached = append(attached, listener)
+		to.listeners = append(to.listeners, listener)
 		for _, name := range names {
-			lost, some := listener.port.place(name, keyOf(source), rules)
-			if some {
-				hosts[name] = true
-				placed = true
+			if host := b.of.host(hostKey{gw, listener.port.number, name}); !slices.Contains(to.hosts, host) {
+				to.hosts = append(to.hosts, host)
 			}
-			conflicts = append(conflicts, lost...)
 		}
 	}
-
-	key := gw.model.Key
-	for _, rule := range rules {
-		invalid = append(invalid, rule.invalid...)
+	if len(to.listeners) == 0 {
+		if refused == "" {
+			refused = fmt.Sprintf("Gateway %s has no valid listener that the parentRef selects: correct sectionName or port, or see the Gateway's status.listeners", gw.model.Key)
+		}
+		to.status.add(v1alpha1.ConditionAccepted, metav1.ConditionFalse, reason, refused)
+		return
 	}
-	leftOut, why := slices.Concat(invalid, conflicts), v1alpha1.ReasonRouteConflict
-	if len(invalid) > 0 {
+	to.gateway, to.backends = gw, b.isolables(source, rules, gw)
+}
+
+// attached tells whether a route is attached by this parentRef: it is not where
+// others have all that it asks for, or nothing of it is valid. leftOut says what
+// of it is, and why.
+func (a *attachment) attached(by *link) (attached bool, leftOut []string) {
+	if a.gateway == nil {
+		return false, nil
+	}
+	placed := false
+	for _, rule := range by.rules {
+		leftOut = append(leftOut, rule.invalid...)
+	}
+	for _, host := range a.hosts {
+		lost, some := host.lost[by]
+		placed = placed || !some || lost.placed
+		leftOut = append(leftOut, lost.conflicts...)
+	}
+	return placed || len(leftOut) == 0, leftOut
+}
+
+// judge is the status of a route, now that it is known what others have.
+func (b *Builder) judge(by *link) *RouteStatus {
+	status := by.status
+	hosts := map[string]bool{}
+	for i := range by.parents {
+		a := &by.parents[i]
+		parent := a.status
+		parent.Conditions = slices.Clone(parent.Conditions)
+		if a.gateway != nil {
+			for _, host := range a.hosts {
+				if lost, some := host.lost[by]; !some || lost.placed {
+					hosts[host.hostname] = true
+				}
+			}
+			b.judgeParent(by, a, &parent)
+		}
+		status.Parents = append(status.Parents, parent)
+	}
+	status.Hosts = slices.Sorted(maps.Keys(hosts))
+	return &status
+}
+
+func (b *Builder) judgeParent(by *link, a *attachment, parent *ParentStatus) {
+	key := a.gateway.model.Key
+	why := v1alpha1.ReasonRouteConflict
+	if slices.ContainsFunc(by.rules, func(r rule) bool { return len(r.invalid) > 0 }) {
 		why = v1alpha1.ReasonInvalidRegularExpression
 	}
-	switch {
-	case len(attached) == 0:
-		if refused == "" {
-			refused = fmt.Sprintf("Gateway %s has no valid listener that the parentRef selects: correct sectionName or port, or see the Gateway's status.listeners", key)
-		}
-		parent.add(v1alpha1.ConditionAccepted, metav1.ConditionFalse, reason, refused)
-		return
-	case !placed && len(leftOut) > 0:
+	switch attached, leftOut := a.attached(by); {
+	case !attached:
 		parent.add(v1alpha1.ConditionAccepted, metav1.ConditionFalse, why, joined(leftOut))
 		return
 	case len(leftOut) > 0:
@@ -175,45 +171,15 @@ func (b *builder) attach(source *v1alpha1.ServiceRoute, rules []rule, gw *gatewa
 			fmt.Sprintf("attached to Gateway %s", key))
 	}
 	parent.Gateway = &key
-	for _, listener := range attached {
-		if listener.counted != source { // not yet through another parentRef
-			listener.counted = source
-			listener.status.AttachedRoutes++
-		}
-	}
-	for _, rule := range rules {
-		for _, cluster := range rule.clusters {
-			gw.clusters[cluster.Name] = cluster
-		}
-	}
-	b.isolate(source, rules, gw, parent)
-}
 
-// isolate notes which Services the rules lead to, and which of them are to
-// answer gateways alone, and adds the condition BackendsIsolated to parent where
-// any is.
-func (b *builder) isolate(source *v1alpha1.ServiceRoute, rules []rule, gw *gateway, parent *ParentStatus) {
 	var isolated, cannot []string
-	for _, rule := range rules {
-		for _, cluster := range rule.clusters {
-			service := b.services[cluster.Service]
-			labelled := service.Labels[v1alpha1.IsolationLabel] == v1alpha1.IsolationGateway && gw.isolation != v1alpha1.BackendPolicyOff
-			// Whose routes come from another namespace has granted that they may
-			// refer to it, not that others may not.
-			wanted := labelled || gw.isolation == v1alpha1.BackendPolicyAll && service.Namespace == source.Namespace
-			backend := BackendService{Key: cluster.Service}
-			if cluster.DNSName == "" {
-				backend.Selector = Selector(service.Spec.Selector)
-			}
-			backend.Isolated = backend.Selector != "" && (wanted || gw.services[backend.Key].Isolated)
-			gw.services[backend.Key] = backend
-			switch {
-			case backend.Isolated:
-				isolated = append(isolated, backend.String())
-			case labelled:
-				cannot = append(cannot, fmt.Sprintf(
-					"Service %s has the label %s and no selector, so nothing is isolated: give it one, or make a NetworkPolicy for its pods", backend.Key, v1alpha1.IsolationLabel))
-			}
+	for _, backend := range a.backends {
+		switch {
+		case b.traffic[a.gateway].services[backend.Key].value.Isolated:
+			isolated = append(isolated, backend.String())
+		case backend.labelled:
+			cannot = append(cannot, fmt.Sprintf(
+				"Service %s has the label %s and no selector, so nothing is isolated: give it one, or make a NetworkPolicy for its pods", backend.Key, v1alpha1.IsolationLabel))
 		}
 	}
 	switch {
@@ -224,6 +190,38 @@ func (b *builder) isolate(source *v1alpha1.ServiceRoute, rules []rule, gw *gatew
 		parent.add(v1alpha1.ConditionBackendsIsolated, metav1.ConditionTrue, v1alpha1.ReasonIsolated,
 			fmt.Sprintf("only gateways are to reach the pods of %s", joined(isolated)))
 	}
+}
+
+// isolable is a Service that a route leads to.
+type isolable struct {
+	BackendService
+
+	// wanted: its pods are to answer gateways alone; labelled: because of its
+	// label.
+	wanted, labelled bool
+}
+
+// isolables are the Services that the rules lead to, each once.
+func (b *linker) isolables(source *v1alpha1.ServiceRoute, rules []rule, gw *gateway) []isolable {
+	var all []isolable
+	for _, rule := range rules {
+		for _, cluster := range rule.clusters {
+			if slices.ContainsFunc(all, func(other isolable) bool { return other.Key == cluster.Service }) {
+				continue
+			}
+			service := b.service(cluster.Service)
+			labelled := service.Labels[v1alpha1.IsolationLabel] == v1alpha1.IsolationGateway && gw.isolation != v1alpha1.BackendPolicyOff
+			backend := isolable{Key: cluster.Service, labelled: labelled}
+			// Whose routes come from another namespace has granted that they may
+			// refer to it, not that others may not.
+			backend.wanted = labelled || gw.isolation == v1alpha1.BackendPolicyAll && service.Namespace == source.Namespace
+			if cluster.DNSName == "" {
+				backend.Selector = Selector(service.Spec.Selector)
+			}
+			all = append(all, backend)
+		}
+	}
+	return all
 }
 
 func (p *ParentStatus) add(kind string, status metav1.ConditionStatus, reason, message string) {
@@ -245,43 +243,80 @@ func joined(sentences []string) string {
 	return strings.Join(once, "; ")
 }
 
-// place adds the rules' matches to a hostname, but not those that another
-// route, or an earlier rule, already has. It returns a sentence for each of
-// these, and whether any match was placed.
-func (p *port) place(hostname string, route Key, rules []rule) (conflicts []string, placed bool) {
-	host := p.hosts[hostname]
-	if host == nil {
-		host = &virtualHost{owner: map[string]string{}}
-		p.hosts[hostname] = host
+// hostKey names a hostname on a port of a gateway.
+type hostKey struct {
+	gateway  *gateway
+	port     int32
+	hostname string
+}
+
+// host is a hostname, and who has which of its requests.
+type host struct {
+	hostKey
+
+	claims []*link // who asks for it, the oldest first
+	routes []Route // in the order in which they are tried
+	// lost is what became of those who do not have all that they asked for.
+	lost map[*link]outcome
+}
+
+// outcome is what a route got of a hostname.
+type outcome struct {
+	// conflicts are a sentence for each match that others, or an earlier rule of
+	// its own, have already.
+	conflicts []string
+	placed    bool // any of its matches
+}
+
+func (b *Builder) host(key hostKey) *host {
+	known := b.hosts[key]
+	if known == nil {
+		known = &host{hostKey: key}
+		b.hosts[key] = known
 	}
-	for _, rule := range rules {
-		prefix := route.String() + "/" + rule.name + "/"
-		for _, match := range rule.matches {
-			name := prefix + strconv.Itoa(match.index)
-			key := match.key()
-			if owner, taken := host.owner[key]; taken {
-				if strings.HasPrefix(owner, prefix) {
-					// The same listener port through two parents, or a match that
-					// its rule lists twice: nothing is left out.
-					placed = true
+	return known
+}
+
+// place gives the hostname's requests to those who asked for them, in the order
+// of their age.
+func (h *host) place() {
+	owner := map[string]string{} // match key → who has it
+	var ranked []rankedRoute
+	h.lost, h.routes = nil, nil
+	for _, by := range h.claims {
+		var got outcome
+		for _, rule := range by.rules {
+			prefix := by.age.String() + "/" + rule.name + "/"
+			for _, match := range rule.matches {
+				name, key := prefix+strconv.Itoa(match.index), match.key()
+				if other, taken := owner[key]; taken {
+					if strings.HasPrefix(other, prefix) {
+						got.placed = true // its rule lists it twice: nothing is left out
+						continue
+					}
+					got.conflicts = append(got.conflicts, fmt.Sprintf("rule %q: %s is already matched by %s: change what one of them matches",
+						rule.name, match.describe(h.hostname), ownerName(other, by.age.Key)))
 					continue
 				}
-				conflicts = append(conflicts, fmt.Sprintf("rule %q: %s is already matched by %s: change what one of them matches",
-					rule.name, match.describe(hostname), ownerName(owner, route)))
-				continue
+				owner[key] = name
+				got.placed = true
+				made := rule.route
+				made.Name, made.Match = name, match.Match
+				made.Redirect = made.Redirect.on(h.hostname, "http", h.port)
+				ranked = append(ranked, rankedRoute{Route: made, order: len(ranked)})
 			}
-			host.owner[key] = name
-			placed = true
-			made := rule.route
-			made.Name, made.Match = name, match.Match
-			made.Redirect = made.Redirect.on(hostname, "http", p.number)
-			host.routes = append(host.routes, rankedRoute{Route: made, order: len(host.routes)})
+		}
+		if len(got.conflicts) > 0 || !got.placed {
+			if h.lost == nil {
+				h.lost = map[*link]outcome{}
+			}
+			h.lost[by] = got
 		}
 	}
-	if len(host.routes) == 0 {
-		delete(p.hosts, hostname)
+	slices.SortFunc(ranked, compareRoutes)
+	for _, route := range ranked {
+		h.routes = append(h.routes, route.Route)
 	}
-	return conflicts, placed
 }
 
 func ownerName(owner string, route Key) string {

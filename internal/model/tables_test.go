@@ -424,7 +424,7 @@ func TestObserveRoute(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			out := Observe(
-				Result{Routes: []RouteStatus{{Key: web, Generation: 7, Hosts: c.hosts, Backends: c.backends, Parents: c.parents}}},
+				Result{Routes: []*RouteStatus{{Key: web, Generation: 7, Hosts: c.hosts, Backends: c.backends, Parents: c.parents}}},
 				Observations{
 					Endpoints:     map[string]EndpointSet{webPort.Name: c.endpoints},
 					RouteProgress: func(gateway, _ Key) Progress { return c.progress[gateway] },
@@ -484,12 +484,12 @@ func TestObserveSummary(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			result := Result{Routes: []RouteStatus{{Key: Key{"other", "x"}, Parents: []ParentStatus{unattached(refused)}}}}
+			result := Result{Routes: []*RouteStatus{{Key: Key{"other", "x"}, Parents: []ParentStatus{unattached(refused)}}}}
 			for _, route := range c.ready {
-				result.Routes = append(result.Routes, RouteStatus{Key: Key{"shop", route}, Parents: []ParentStatus{to(edge, accepted)}})
+				result.Routes = append(result.Routes, &RouteStatus{Key: Key{"shop", route}, Parents: []ParentStatus{to(edge, accepted)}})
 			}
 			for _, route := range c.broken {
-				result.Routes = append(result.Routes, RouteStatus{Key: Key{"shop", route}, Parents: []ParentStatus{unattached(refused)}})
+				result.Routes = append(result.Routes, &RouteStatus{Key: Key{"shop", route}, Parents: []ParentStatus{unattached(refused)}})
 			}
 			out := Observe(result, Observations{RouteProgress: func(Key, Key) Progress { return Progress{Pods: 1, Acknowledged: 1} }})
 			got := out.MeshRoutes[Key{"shop", "status"}]
