@@ -123,8 +123,7 @@ type ServiceRouteRule struct {
 	RequestHeaders *HeaderChanges `json:"requestHeaders,omitempty"`
 
 	// ResponseHeaders changes the headers of the answer before it goes to the
-	// client, also of an answer that the gateway gives itself by directResponse
-	// or redirect.
+	// client, also of one that the gateway gives itself.
 	//
 	// +optional
 	ResponseHeaders *HeaderChanges `json:"responseHeaders,omitempty"`

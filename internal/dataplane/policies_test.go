@@ -169,6 +169,31 @@ func TestANewBackendWaitsForItsPolicy(t *testing.T) {
 	w.until(t, "programmed", func() bool { return w.programmed(t, "c") == "True Programmed" })
 }
 
+// Nobody waits for a mirror: its policy is made, and its copies begin when that
+// is there.
+func TestAMirrorHoldsNothingBack(t *testing.T) {
+	w := newPolicyWorld(t)
+	w.connect(t)
+	w.applied(t)
+	w.add("c", "10.0.0.3")
+	mirrored := changed(newRoute("a", "/mirrored"), 2)
+	mirrored.Spec.Rules[0].Mirrors = []v1alpha1.Mirror{{Name: "c", Port: intstr.FromInt32(80)}}
+	w.in.ServiceRoutes[0] = mirrored
+	w.configure()
+	w.wants(t, "before the policy is there", w.sends(), sendsB, "/mirrored a/80 10.0.0.1:8080")
+	copies := func() int { return len(w.gateways[edge].reach["shop/c/80"].given) }
+	if copies() != 0 {
+		t.Error("copies are sent where no policy lets them through")
+	}
+	w.write()
+	w.wants(t, "policies", w.inCluster(), letA, letB, "edge.c: app=c:8080")
+	w.later(settle)
+	if copies() != 1 {
+		t.Error("no copies are sent")
+	}
+	w.until(t, "programmed", func() bool { return w.programmed(t, "a") == "True Programmed" })
+}
+
 func TestAChangedRouteServesOnAsItWas(t *testing.T) {
 	w := newPolicyWorld(t)
 	w.connect(t)

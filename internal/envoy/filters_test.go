@@ -318,7 +318,11 @@ func TestHeaderChanges(t *testing.T) {
 		},
 		Response: &model.Response{Status: 200, Body: "own", ContentType: "text/plain"},
 	}
-	address := startEnvoy(t, gatewayTo(t, endpointOf(t, backend), map[string][]model.Route{"*": {own, route}}))
+	empty := route
+	empty.Match.Path, empty.Backends = "/empty", []model.WeightedCluster{{Cluster: "shop/empty/80", Weight: 1}}
+	in := gatewayTo(t, endpointOf(t, backend), map[string][]model.Route{"*": {own, empty, route}})
+	in.Gateway.Clusters = append(in.Gateway.Clusters, model.Cluster{Name: "shop/empty/80"})
+	address := startEnvoy(t, in)
 	changed := ask(t, address, "GET", "shop", "/", "User-Agent: me", "Accept: all",
 		"X-Test-Set: 1", "X-Test-Set: 2", "X-Test-Add: 1", "X-Test-Add: 2", "X-Test-Gone: 1")
 	want := "GET shop /\nAccept: all\nX-Forwarded-Proto: https\nX-Test-Add: 1|2|3\nX-Test-Set: 100% %REQ(host)%"
@@ -329,6 +333,9 @@ func TestHeaderChanges(t *testing.T) {
 		if diff := cmp.Diff(want, changed.header.Values(name)); diff != "" {
 			t.Errorf("%s of the answer (-want +got):\n%s", name, diff)
 		}
+	}
+	if changed = ask(t, address, "GET", "shop", "/empty"); changed.status != 503 || changed.header.Get("Cache-Control") != "no-store" {
+		t.Errorf("an error of the gateway: %d %v", changed.status, changed.header)
 	}
 	changed = ask(t, address, "GET", "shop", "/own")
 	for name, want := range map[string][]string{"Content-Type": {"text/own"}, "X-Own": {"1"}} {

@@ -310,6 +310,9 @@ func checkRoute(t testing.TB, route Route, clusters map[string]bool) {
 	if route.Match.Path == "" || route.Match.Type == PathPrefix && route.Match.Path != "/" && strings.HasSuffix(route.Match.Path, "/") {
 		t.Errorf("route %s: Envoy refuses the path %q", route.Name, route.Match.Path)
 	}
+	if problem := route.Match.problem(); problem != "" {
+		t.Errorf("route %s: Envoy refuses its %s", route.Name, problem)
+	}
 	if route.Timeout < 0 {
 		t.Errorf("route %s: Envoy refuses the timeout %s", route.Name, route.Timeout)
 	}

@@ -144,6 +144,51 @@ var _ = Describe("A ServiceRoute", Label("routing"), func() {
 		}
 	})
 
+	It("leaves a regular expression out that is none, says so, and takes it in when it is mended", func(ctx SpecContext) {
+		service(ctx, "rest", nil)
+		service(ctx, "users", nil)
+		route := harness.Route(namespace, "regex", host, "rest", parent)
+		route.Spec.Rules = append(route.Spec.Rules, v1alpha1.ServiceRouteRule{
+			Name: "users", Matches: path(v1alpha1.PathMatchRegularExpression, "/users/([0-9]+"), Backends: to("users"),
+		})
+		create(ctx, route)
+		Eventually(status(host, "/users/7")).Should(Equal(200))
+		Eventually(routeCondition(ctx, route, v1alpha1.ConditionReady)).Should(
+			SatisfyAll(HavePrefix("False InvalidRegularExpression:"), ContainSubstring("missing closing )")))
+		backendOf := func(path string) func() (string, error) {
+			return func() (string, error) {
+				got, err := get(port, host, path)
+				return got.Backend, err
+			}
+		}
+		Expect(backendOf("/users/7")()).To(Equal("rest"))
+
+		change(ctx, route, func(r *v1alpha1.ServiceRoute) { r.Spec.Rules[1].Matches[0].Path.Value = "/users/([0-9]+)" })
+		Eventually(backendOf("/users/7")).Should(Equal("users"))
+		Expect(backendOf("/users/x")()).To(Equal("rest"))
+		Eventually(routeCondition(ctx, route, v1alpha1.ConditionReady)).Should(HavePrefix("True Ready:"))
+	})
+
+	It("sends copies to a mirror, and needs none to be there", func(ctx SpecContext) {
+		service(ctx, "app", nil)
+		route := harness.Route(namespace, "mirror", host, "app", parent)
+		route.Spec.Rules[0].Mirrors = []v1alpha1.Mirror{{Name: "shadow", Port: intstr.FromString("http")}}
+		create(ctx, route)
+		Eventually(status(host, "/")).Should(Equal(200))
+		Eventually(routeCondition(ctx, route, "ResolvedRefs")).Should(
+			SatisfyAll(HavePrefix("False BackendNotFound:"), ContainSubstring("nothing is mirrored to it")))
+
+		shadow := service(ctx, "shadow", nil)
+		Eventually(func() (int64, error) {
+			got, err := get(port, host, "/")
+			if err == nil && got.Backend != "app" {
+				return 0, StopTrying("the mirror answered")
+			}
+			return shadow.Requests.Load(), err
+		}).Should(BeNumerically(">", 0))
+		Eventually(routeCondition(ctx, route, v1alpha1.ConditionReady)).Should(HavePrefix("True Ready:"))
+	})
+
 	It("answers 504 when the time for a request is over, and only then", func(ctx SpecContext) {
 		release := make(chan struct{})
 		service(ctx, "slow", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
