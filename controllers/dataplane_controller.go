@@ -269,11 +269,12 @@ func gather(ctx context.Context, c client.Reader) (model.Inputs, error) {
 		gateways   gatewayv1.GatewayList
 		configs    v1alpha1.GatewayConfigList
 		routes     v1alpha1.ServiceRouteList
+		health     v1alpha1.HealthPolicyList
 		services   corev1.ServiceList
 		grants     gatewayv1.ReferenceGrantList
 		namespaces corev1.NamespaceList
 	)
-	for _, list := range []client.ObjectList{&classes, &gateways, &configs, &routes, &services, &grants, &namespaces} {
+	for _, list := range []client.ObjectList{&classes, &gateways, &configs, &routes, &health, &services, &grants, &namespaces} {
 		if err := c.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return model.Inputs{}, fmt.Errorf("read %T: %w", list, err)
 		}
@@ -288,6 +289,7 @@ func gather(ctx context.Context, c client.Reader) (model.Inputs, error) {
 		Gateways:        pointers(gateways.Items),
 		GatewayConfigs:  pointers(configs.Items),
 		ServiceRoutes:   pointers(routes.Items),
+		HealthPolicies:  pointers(health.Items),
 		Services:        pointers(services.Items),
 		ReferenceGrants: pointers(grants.Items),
 		Namespaces:      pointers(namespaces.Items),
@@ -340,6 +342,7 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 		Watches(&gatewayv1.Gateway{}, everything, spec).
 		Watches(&v1alpha1.GatewayConfig{}, everything, spec).
 		Watches(&v1alpha1.ServiceRoute{}, everything, spec).
+		Watches(&v1alpha1.HealthPolicy{}, everything, spec).
 		Watches(&gatewayv1.ReferenceGrant{}, everything, spec).
 		Watches(GatewayCRD(), everything, builder.WithPredicates(predicate.AnnotationChangedPredicate{})).
 		Watches(&corev1.Namespace{}, everything, builder.WithPredicates(predicate.LabelChangedPredicate{})).

@@ -21,8 +21,8 @@ package controllers
 //
 // In every namespace, or in those that it is restricted to (config/namespaced):
 //
-// +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes;gatewayconfigs,verbs=list;watch
-// +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes/status,verbs=patch
+// +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes;gatewayconfigs;healthpolicies,verbs=list;watch
+// +kubebuilder:rbac:groups=meshroute.io,resources=serviceroutes/status;healthpolicies/status,verbs=patch
 // +kubebuilder:rbac:groups=meshroute.io,resources=meshroutes,verbs=list;watch;create;delete
 // +kubebuilder:rbac:groups=meshroute.io,resources=meshroutes/status,verbs=patch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=gateways;referencegrants,verbs=list;watch

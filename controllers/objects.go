@@ -135,7 +135,7 @@ func stateOf(object metav1.Object) string {
 }
 
 // applyStatus writes the status of an object that exists.
-func applyStatus(ctx context.Context, c client.Client, owner client.FieldOwner, object client.Object, status any) error {
+func applyStatus(ctx context.Context, c client.Client, object client.Object, status any) error {
 	encoded, err := json.Marshal(status)
 	if err != nil {
 		return fmt.Errorf("encode the status of %s: %w", describe(object), err)
@@ -152,7 +152,7 @@ func applyStatus(ctx context.Context, c client.Client, owner client.FieldOwner, 
 	patch.SetGroupVersionKind(gvk)
 	patch.SetNamespace(object.GetNamespace())
 	patch.SetName(object.GetName())
-	err = c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(patch), owner, client.ForceOwnership)
+	err = c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(patch), statusOwner, client.ForceOwnership)
 	if apierrors.IsNotFound(err) {
 		return nil // deleted in the meantime
 	}

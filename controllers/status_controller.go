@@ -83,6 +83,7 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl
 		r.classes(ctx, observed, now),
 		r.gateways(ctx, observed, now),
 		r.routes(ctx, observed, now),
+		r.healthPolicies(ctx, observed, now),
 		r.meshRoutes(ctx, observed, now),
 	)
 }
@@ -252,7 +253,7 @@ func (r *StatusReconciler) routes(ctx context.Context, observed model.Observed, 
 			status.Parents[p].Conditions = model.MergeConditions(before, status.Parents[p].Conditions, now)
 		}
 		if !sameRouteStatus(object.Status, status) {
-			writes = append(writes, func() error { return applyStatus(ctx, r.Client, statusOwner, object, status) })
+			writes = append(writes, func() error { return applyStatus(ctx, r.Client, object, status) })
 		}
 	}
 	return parallel(writes)
@@ -296,7 +297,7 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 				}
 			}
 			status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
-			return applyStatus(ctx, r.Client, statusOwner, object, status)
+			return applyStatus(ctx, r.Client, object, status)
 		})
 	}
 	return parallel(writes)
@@ -342,7 +343,7 @@ func (r *StatusReconciler) write(ctx context.Context, object client.Object, befo
 	if equality.Semantic.DeepEqual(before, after) {
 		return nil
 	}
-	return applyStatus(ctx, r.Client, statusOwner, object, after)
+	return applyStatus(ctx, r.Client, object, after)
 }
 
 // SetupWithManager registers the controller.
@@ -379,6 +380,7 @@ func (r *StatusReconciler) SetupWithManager(mgr manager.Manager) error {
 		Named("status").
 		Watches(&v1alpha1.MeshRoute{}, all, deleted).
 		Watches(&v1alpha1.ServiceRoute{}, all, spec).
+		Watches(&v1alpha1.HealthPolicy{}, all, spec).
 		Watches(&gatewayv1.Gateway{}, all, spec).
 		Watches(&gatewayv1.GatewayClass{}, all, spec).
 		Watches(&corev1.Service{}, all, builder.WithPredicates(gateways)).

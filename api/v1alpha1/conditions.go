@@ -112,6 +112,8 @@ const (
 	// ReasonNoSelector: a Service that is to be isolated has no selector, so it
 	// is not known which pods are meant.
 	ReasonNoSelector = "NoSelector"
+	// ReasonNotInUse: a policy is in force for no backend of any gateway.
+	ReasonNotInUse = "NotInUse"
 	// ReasonRefused: Envoy refused the configuration; the previous one serves on.
 	ReasonRefused = "RefusedByEnvoy"
 )

@@ -21,6 +21,7 @@ func addKnownTypes(scheme *runtime.Scheme) error {
 		&ServiceRoute{}, &ServiceRouteList{},
 		&GatewayConfig{}, &GatewayConfigList{},
 		&MeshRoute{}, &MeshRouteList{},
+		&HealthPolicy{}, &HealthPolicyList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

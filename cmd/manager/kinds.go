@@ -98,7 +98,7 @@ func missingKinds(client discovery.ServerResourcesInterface) (grants schema.Grou
 		return lacking, nil
 	}
 	gateways, errGateways := served(schema.GroupVersion(gatewayv1.GroupVersion), "gatewayclasses", "gateways")
-	ours, errOurs := served(v1alpha1.GroupVersion, "serviceroutes", "gatewayconfigs", "meshroutes")
+	ours, errOurs := served(v1alpha1.GroupVersion, "serviceroutes", "gatewayconfigs", "healthpolicies", "meshroutes")
 	grants = schema.GroupVersion(gatewayv1.GroupVersion)
 	without, errGrants := served(grants, "referencegrants")
 	if len(without) > 0 && errGrants == nil {

@@ -77,6 +77,7 @@ type gateway struct {
 	since       uint64
 	latest      uint64 // sequence, endpoints included
 	routes      map[model.Key]routeSince
+	policies    map[model.Key]policySince
 	// released are the gateway's routes in the version that it was told; held
 	// are those of which there is a newer one that waits for a network policy.
 	released map[model.Key]*v1alpha1.ServiceRoute
@@ -194,6 +195,7 @@ func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(serv
 		change := d.server.Set(xds.Gateway(gw.Key), resources)
 		known.since, known.latest = change.Sequence, change.Sequence
 		known.note(gw.Key, result.Routes, change.Sequence)
+		known.notePolicies(gw.Key, result.HealthPolicies, change.Sequence)
 	}
 	d.built = true
 	d.result = result
@@ -458,6 +460,12 @@ func (d *Dataplane) Observe(now time.Time, workloads map[model.Key]model.Workloa
 					progress.Acknowledged = 0
 				}
 				return progress
+			}
+			return model.Progress{}
+		},
+		PolicyProgress: func(key, policy model.Key) model.Progress {
+			if gw := d.gateways[key]; gw != nil {
+				return progress(acks[key], gw.policies[policy].sequence)
 			}
 			return model.Progress{}
 		},

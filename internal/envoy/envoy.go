@@ -42,6 +42,11 @@ func Translate(gw model.Gateway) Resources { return new(Translator).Translate(gw
 // change costs what it changes, here and in whoever compares the results. The
 // messages must not be changed. The zero Translator is ready for use.
 type Translator struct {
+	// HealthLog is the path of the file to which Envoy writes what comes of
+	// health checks, in the pod; empty: it does not.
+	HealthLog string
+
+	checked  map[string]checkedCluster
 	clusters map[model.Cluster]proto.Message
 	ports    map[string]*translatedPort
 }
@@ -81,9 +86,14 @@ func (t *Translator) Translate(gw model.Gateway) Resources {
 			made = cluster(c)
 		}
 		clusters[c] = made
-		resources[resource.ClusterType][c.Name] = made
+		resources[resource.ClusterType][c.Name] = t.Checked(c.Name, made, gw.Health[c.Name].Check)
 	}
 	t.ports, t.clusters = ports, clusters
+	for name := range t.checked {
+		if _, there := resources[resource.ClusterType][name]; !there {
+			delete(t.checked, name)
+		}
+	}
 	return resources
 }
 

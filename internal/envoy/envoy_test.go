@@ -34,6 +34,8 @@ var update = flag.Bool("update", false, "write what the tests find to the want.y
 type goldenCase struct {
 	Gateway   model.Gateway
 	Endpoints map[string][]model.Endpoint // by cluster
+	// HealthLog is Translator's.
+	HealthLog string
 }
 
 // Every directory in testdata is a case: in.yaml is a model.Gateway and its
@@ -111,7 +113,7 @@ func durations(t testing.TB, node any) {
 	case map[string]any:
 		for key, child := range node {
 			durations(t, child)
-			if text, ok := child.(string); ok && (key == "maxAge" || strings.HasSuffix(strings.ToLower(key), "timeout")) {
+			if text, ok := child.(string); ok && (key == "maxAge" || key == "interval" || strings.HasSuffix(strings.ToLower(key), "timeout")) {
 				duration, err := time.ParseDuration(text)
 				if err != nil {
 					t.Fatal(err)
@@ -123,7 +125,7 @@ func durations(t testing.TB, node any) {
 }
 
 func resourcesOf(in goldenCase) Resources {
-	resources := Translate(in.Gateway)
+	resources := (&Translator{HealthLog: in.HealthLog}).Translate(in.Gateway)
 	resources[resource.EndpointType] = map[string]proto.Message{}
 	for _, cluster := range in.Gateway.Clusters {
 		if cluster.DNSName == "" {

@@ -118,6 +118,8 @@ func readScenario(t testing.TB, path string) scenario {
 			in.GatewayConfigs = append(in.GatewayConfigs, decode(t, document, &v1alpha1.GatewayConfig{}))
 		case "ServiceRoute":
 			in.ServiceRoutes = append(in.ServiceRoutes, decode(t, document, &v1alpha1.ServiceRoute{}))
+		case "HealthPolicy":
+			in.HealthPolicies = append(in.HealthPolicies, decode(t, document, &v1alpha1.HealthPolicy{}))
 		case "Service":
 			in.Services = append(in.Services, decode(t, document, &corev1.Service{}))
 		case "ReferenceGrant":
@@ -374,6 +376,7 @@ func TestBuildOddInput(t *testing.T) {
 					Observe(result, Observations{
 						GatewayProgress: func(Key) Progress { return Progress{} },
 						RouteProgress:   func(Key, Key) Progress { return Progress{} },
+						PolicyProgress:  func(Key, Key) Progress { return Progress{} },
 					})
 					for _, gateway := range result.Gateways {
 						for _, cluster := range gateway.Clusters {

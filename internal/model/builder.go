@@ -35,7 +35,9 @@ type Builder struct {
 	links   map[Key]*link
 	hosts   map[hostKey]*host
 	traffic map[*gateway]*traffic
-	result  Result
+	result  Result // without health
+
+	health map[Key]map[string]Health // of gateways, as found last
 }
 
 // link is a route with what it leads to, and where it may attach: as much of its
@@ -154,6 +156,10 @@ func amend[K comparable, V any](list []V, keyOf func(V) K, compare func(a, b K) 
 
 // Build is as the function Build.
 func (b *Builder) Build(in Inputs) Result {
+	return b.judgeHealth(b.build(in), in.HealthPolicies)
+}
+
+func (b *Builder) build(in Inputs) Result {
 	b.count++
 	anew := b.update(in)
 	made, gone := b.linkRoutes(in.ServiceRoutes)

@@ -57,6 +57,14 @@ func (x *index[V]) get(by *reads, now uint64, key Key) V {
 	return held.value
 }
 
+// peek is get for who looks anew in each build, whatever has changed.
+func (x *index[V]) peek(key Key) (value V) {
+	if held := x.cells[key]; held != nil {
+		value = held.value
+	}
+	return value
+}
+
 func (x *index[V]) put(key Key, held *cell[V]) {
 	if x.cells == nil {
 		x.cells = map[Key]*cell[V]{}

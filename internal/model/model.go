@@ -56,6 +56,7 @@ type Inputs struct {
 	ServiceRoutes   []*v1alpha1.ServiceRoute
 	Services        []*corev1.Service
 	ReferenceGrants []*gatewayv1.ReferenceGrant
+	HealthPolicies  []*v1alpha1.HealthPolicy
 	Namespaces      []*corev1.Namespace
 
 	// GatewayAPI is the version of Gateway API that is installed, as its CRDs
@@ -77,11 +78,12 @@ func (k Key) String() string { return k.Namespace + "/" + k.Name }
 type Result struct {
 	// Gateways that are to run, sorted by key.
 	Gateways []Gateway
-	// Classes, GatewayStatuses and Routes tell how each object of this
-	// operator was judged, sorted by key.
+	// Classes, GatewayStatuses, Routes and HealthPolicies tell how each object of
+	// this operator was judged, sorted by key.
 	Classes         []ClassStatus
 	GatewayStatuses []GatewayStatus
 	Routes          []*RouteStatus
+	HealthPolicies  []PolicyStatus
 	// Foreign are the Gateways of other controllers: what was made for them
 	// while they were this one's is to go. A Gateway whose class does not exist
 	// is nobody's, and not among them.
@@ -100,6 +102,9 @@ type Gateway struct {
 	Ports []Port
 	// Clusters that its routes send requests to, sorted by name.
 	Clusters []Cluster
+	// Health of those clusters that a HealthPolicy is for, by name. For the
+	// others it is derived from their pods (Derive).
+	Health map[string]Health
 	// Services that these are ports of, sorted by key.
 	Services []BackendService
 	// Infrastructure is how its pods are run. Nil where that cannot be known

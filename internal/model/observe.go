@@ -22,6 +22,8 @@ type Observations struct {
 	// route.
 	GatewayProgress func(gateway Key) Progress
 	RouteProgress   func(gateway, route Key) Progress
+	// PolicyProgress tells the same of a HealthPolicy.
+	PolicyProgress func(gateway, policy Key) Progress
 	// Workloads are the objects that run each gateway.
 	Workloads map[Key]Workload
 }
@@ -52,6 +54,8 @@ type Observed struct {
 	Gateways   map[Key]gatewayv1.GatewayStatus
 	Routes     map[Key]v1alpha1.ServiceRouteStatus
 	MeshRoutes map[Key]v1alpha1.MeshRouteStatus
+
+	HealthPolicies map[Key]gatewayv1.PolicyStatus
 }
 
 // Observe joins a Result with what is known of it running.
@@ -67,6 +71,10 @@ func Observe(r Result, o Observations) Observed {
 	}
 	for _, gw := range r.GatewayStatuses {
 		out.Gateways[gw.Key] = observeGateway(gw, o)
+	}
+	out.HealthPolicies = make(map[Key]gatewayv1.PolicyStatus, len(r.HealthPolicies))
+	for _, policy := range r.HealthPolicies {
+		out.HealthPolicies[policy.Key] = observePolicy(policy, o)
 	}
 	namespaces := map[string][]namedStatus{}
 	for _, route := range r.Routes {

@@ -224,6 +224,8 @@ func newObject(kind schema.GroupVersionKind) metav1.Object {
 		return &v1alpha1.ServiceRoute{}
 	case v1alpha1.GroupVersion.WithKind("GatewayConfig"):
 		return &v1alpha1.GatewayConfig{}
+	case v1alpha1.GroupVersion.WithKind("HealthPolicy"):
+		return &v1alpha1.HealthPolicy{}
 	case corev1.SchemeGroupVersion.WithKind("Service"):
 		return &corev1.Service{}
 	case corev1.SchemeGroupVersion.WithKind("Namespace"):
@@ -379,6 +381,8 @@ func (o *objects) add(object metav1.Object) {
 		in.ServiceRoutes = append(in.ServiceRoutes, object)
 	case *v1alpha1.GatewayConfig:
 		in.GatewayConfigs = append(in.GatewayConfigs, object)
+	case *v1alpha1.HealthPolicy:
+		in.HealthPolicies = append(in.HealthPolicies, object)
 	case *corev1.Service:
 		in.Services = append(in.Services, object)
 	case *corev1.Namespace:

@@ -138,6 +138,8 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 			"everywhere: gatewayconfigs.meshroute.io: list watch",
 			"everywhere: gateways.gateway.networking.k8s.io/status: patch",
 			"everywhere: gateways.gateway.networking.k8s.io: list watch",
+			"everywhere: healthpolicies.meshroute.io/status: patch",
+			"everywhere: healthpolicies.meshroute.io: list watch",
 			"everywhere: horizontalpodautoscalers.autoscaling: create delete get list patch watch",
 			"everywhere: meshroutes.meshroute.io/status: patch",
 			"everywhere: meshroutes.meshroute.io: create delete list watch",

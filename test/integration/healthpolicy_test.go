@@ -1,0 +1,52 @@
+package integration_test
+
+import (
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+func healthManifest(spec string) string {
+	return "apiVersion: meshroute.io/v1alpha1\nkind: HealthPolicy\nmetadata: {name: h}\nspec: {" + spec + "}"
+}
+
+const someService = "targetRefs: [{group: '', kind: Service, name: web}]"
+
+var _ = Describe("Admission of HealthPolicies", Label("api"), func() {
+	DescribeTable("refuses, and says which field and why",
+		func(ctx SpecContext, spec, message string) {
+			err := cluster.Client.Create(ctx, manifest("default", healthManifest(spec)), client.DryRunAll)
+			Expect(err).To(MatchError(ContainSubstring(message)))
+		},
+		Entry("no target", "targetRefs: []", "should have at least 1 items"),
+		Entry("a route", "targetRefs: [{group: meshroute.io, kind: ServiceRoute, name: web}]", "attaches to a Service (group '') or to a Gateway"),
+		Entry("a listener", "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge, sectionName: http}]", "sectionName is the name of a Service's port"),
+		Entry("a target twice", "targetRefs: [{group: '', kind: Service, name: web}, {group: '', kind: Service, name: web}]", "each target can be named once"),
+		Entry("an unknown type", someService+", type: ICMP", "Unsupported value"),
+		Entry("a path of a TCP check", someService+", type: TCP, http: {path: /}", "only a check of type HTTP has it"),
+		Entry("a gRPC service of an HTTP check", someService+", grpc: {service: a}", "only a check of type GRPC has it"),
+		Entry("an interval of none", someService+", type: None, interval: 5s", "type: None makes no check"),
+		Entry("no time between checks", someService+", interval: 500ms", "interval must be from 1s to 1h"),
+		Entry("a timeout above its interval", someService+", interval: 2s, timeout: 3s", "timeout must not be above interval"),
+		Entry("a timeout above the interval that counts when left out", someService+", timeout: 31s", "timeout must not be above interval"),
+		Entry("no timeout at all", someService+", timeout: 0s", "timeout must be from 10ms to 1m"),
+		Entry("a threshold of 0", someService+", unhealthyThreshold: 0", "spec.unhealthyThreshold"),
+		Entry("a path without slash", someService+", http: {path: healthz}", "spec.http.path"),
+		Entry("a path with a blank", someService+", http: {path: '/a b'}", "spec.http.path"),
+		Entry("a host with a path", someService+", http: {host: a.example.com/x}", "spec.http.host"),
+		Entry("a status that is none", someService+", http: {expectedStatuses: [{start: 99}]}", "start"),
+		Entry("a range turned around", someService+", http: {expectedStatuses: [{start: 300, end: 200}]}", "start must not be above end"),
+	)
+
+	DescribeTable("takes",
+		func(ctx SpecContext, spec string) {
+			Expect(cluster.Client.Create(ctx, manifest("default", healthManifest(spec)), client.DryRunAll)).To(Succeed())
+		},
+		Entry("what has only a target", someService),
+		Entry("a Service, a port of it and a Gateway", "targetRefs: [{group: '', kind: Service, name: web}, {group: '', kind: Service, name: web, sectionName: http}, {group: gateway.networking.k8s.io, kind: Gateway, name: edge}]"),
+		Entry("all of HTTP", someService+", interval: 1s, timeout: 1s, healthyThreshold: 1, unhealthyThreshold: 10, http: {path: '/healthz?full', host: 'web.example.com:8080', expectedStatuses: [{start: 200, end: 299}, {start: 599}]}"),
+		Entry("gRPC", someService+", type: GRPC, grpc: {service: greeter.v1.Greeter}"),
+		Entry("TCP", someService+", type: TCP, interval: 1h, timeout: 1m"),
+		Entry("none", someService+", type: None"),
+	)
+})
