@@ -73,6 +73,8 @@ fi
 step "the operator runs"
 
 rm -rf "$E2E_ARTEFACTS"
-ginkgo ./test/e2e --timeout=60m --procs="${E2E_PROCS:-3}" "$@"
+status=0
+ginkgo ./test/e2e --timeout=60m --procs="${E2E_PROCS:-3}" "$@" || status=$?
 [[ ! -f $E2E_ARTEFACTS/lost-requests.md ]] || cat "$E2E_ARTEFACTS/lost-requests.md"
 step "done"
+exit "$status"

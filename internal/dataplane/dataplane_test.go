@@ -298,7 +298,7 @@ func TestARouteStaysProgrammedWhileItsNeighbourChanges(t *testing.T) {
 	envoy.forget()
 	w.in.ServiceRoutes = []*v1alpha1.ServiceRoute{w.in.ServiceRoutes[0], changed(newRoute("b", "/other"), 2)}
 	w.configure()
-	envoy.until(t, "the changed routes", func() bool { return envoy.count[resource.RouteType] > 0 })
+	envoy.until(t, "the changed routes", func() bool { return envoy.count[resource.ScopedRouteType] > 0 })
 	if a, b := w.programmed(t, "a"), w.programmed(t, "b"); a != "True Programmed" || b != "False Waiting" {
 		t.Errorf("while b is on its way: a %s, b %s", a, b)
 	}

@@ -26,7 +26,7 @@ import (
 func TestBehaviour(t *testing.T) {
 	t.Parallel()
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "backend saw %s", r.RequestURI)
+		fmt.Fprintf(w, "backend saw %s%s", r.RequestURI, r.Header.Get(scopeHeader))
 	}))
 	t.Cleanup(backend.Close)
 
@@ -59,6 +59,7 @@ func TestBehaviour(t *testing.T) {
 		"match":     {exact, withHeader, forward("/plain", "")},
 		"*.wild":    {forward("/", "/wildcard")},
 		"shop.wild": {forward("/", "/exact")},
+		"part.wild": {forward("/part", "")},
 		"errors": {
 			{Name: "missing", Match: model.Match{Path: "/missing"}, Backends: to(model.MissingCluster)},
 			{Name: "unknown", Match: model.Match{Path: "/partly-missing"}, Backends: []model.WeightedCluster{
@@ -116,6 +117,11 @@ func TestBehaviour(t *testing.T) {
 		"wildcard":                 {host: "a.wild", path: "/", want: "200 backend saw /wildcard/"},
 		"wildcard: several labels": {host: "a.b.wild", path: "/", want: "200 backend saw /wildcard/"},
 		"wildcard: not the suffix": {host: "wild", path: "/", want: "404 "},
+		"wildcard: in capitals":    {host: "A.Wild:80", path: "/", want: "200 backend saw /wildcard/"},
+		"exact in capitals":        {host: "SHOP.wild", path: "/", want: "200 backend saw /exact/"},
+		"exact, no such path":      {host: "part.wild", path: "/", want: "404 "},
+		"exact, no path, capitals": {host: "PART.wild", path: "/", want: "404 "},
+		"a scope of the client's":  {host: "part.wild", path: "/part", header: scopeHeader + ": x/*\r\n" + scopeHeader + ": x\r\n", want: "200 backend saw /part"},
 		"exact before wildcard":    {host: "shop.wild", path: "/", want: "200 backend saw /exact/"},
 		"no such host":             {host: "other", path: "/", want: "404 "},
 

@@ -4,14 +4,12 @@
 // Kubernetes'.
 //
 // Names are stable and mean something to a reader of a config dump: listeners
-// and route configurations are "port-8888", clusters and their endpoints
-// "namespace/service/port". The same Gateway gives the same bytes.
+// are "port-8888", the routes of a hostname "port-8888/shop.example.com",
+// clusters and their endpoints "namespace/service/port". The same Gateway gives
+// the same bytes.
 package envoy
 
 import (
-	"slices"
-
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -55,29 +53,23 @@ type Translator struct {
 type translatedPort struct {
 	number, bind int32
 	listener     proto.Message
-	hosts        map[string]translatedHost
-	routes       *routev3.RouteConfiguration
-}
-
-type translatedHost struct {
-	from model.VirtualHost
-	to   *routev3.VirtualHost
+	scopes       scopes
 }
 
 // Translate is as the function Translate.
 func (t *Translator) Translate(gw model.Gateway) Resources {
 	resources := Resources{
-		resource.ListenerType: make(map[string]proto.Message, len(gw.Ports)),
-		resource.SecretType:   {},
-		resource.RouteType:    make(map[string]proto.Message, len(gw.Ports)),
-		resource.ClusterType:  make(map[string]proto.Message, len(gw.Clusters)),
+		resource.ListenerType:    make(map[string]proto.Message, len(gw.Ports)),
+		resource.SecretType:      {},
+		resource.ScopedRouteType: {},
+		resource.ClusterType:     make(map[string]proto.Message, len(gw.Clusters)),
 	}
 	ports := make(map[string]*translatedPort, len(gw.Ports))
 	for _, port := range gw.Ports {
 		name := portName(port)
 		ports[name] = t.ports[name].translate(name, port)
 		resources[resource.ListenerType][name] = ports[name].listener
-		resources[resource.RouteType][name] = ports[name].routes
+		ports[name].scopes.list(resources[resource.ScopedRouteType])
 	}
 	clusters := make(map[model.Cluster]proto.Message, len(gw.Clusters))
 	for _, c := range gw.Clusters {
@@ -100,26 +92,12 @@ func (t *Translator) Translate(gw model.Gateway) Resources {
 // translate takes over from before, which may be nil, what has not changed.
 func (before *translatedPort) translate(name string, port model.Port) *translatedPort {
 	if before == nil || before.number != port.Number || before.bind != port.Bind {
-		before = &translatedPort{listener: listener(name, port), routes: routeConfiguration(name, nil)}
+		before = &translatedPort{listener: listener(name, port)}
 	}
-	now := &translatedPort{
+	return &translatedPort{
 		number: port.Number, bind: port.Bind, listener: before.listener,
-		hosts: make(map[string]translatedHost, len(port.VirtualHosts)),
+		scopes: before.scopes.translate(name, port.VirtualHosts),
 	}
-	hosts := make([]*routev3.VirtualHost, len(port.VirtualHosts))
-	for i, host := range port.VirtualHosts {
-		known, found := before.hosts[host.Hostname]
-		if !found || !known.from.Equal(host) {
-			known = translatedHost{from: host, to: virtualHost(host)}
-		}
-		now.hosts[host.Hostname] = known
-		hosts[i] = known.to
-	}
-	now.routes = before.routes
-	if !slices.Equal(hosts, before.routes.GetVirtualHosts()) {
-		now.routes = routeConfiguration(name, hosts)
-	}
-	return now
 }
 
 // mustAny packs a message that this package built: it always can be packed.

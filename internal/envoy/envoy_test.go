@@ -139,11 +139,11 @@ func resourcesOf(in goldenCase) Resources {
 func render(t testing.TB, resources Resources) []byte {
 	t.Helper()
 	kinds := map[string]string{
-		resource.ListenerType: "listeners",
-		resource.RouteType:    "routeConfigurations",
-		resource.ClusterType:  "clusters",
-		resource.EndpointType: "endpoints",
-		resource.SecretType:   "secrets",
+		resource.ListenerType:    "listeners",
+		resource.ScopedRouteType: "scopes",
+		resource.ClusterType:     "clusters",
+		resource.EndpointType:    "endpoints",
+		resource.SecretType:      "secrets",
 	}
 	out := map[string]map[string]json.RawMessage{}
 	for url, named := range resources {
@@ -187,8 +187,8 @@ func compareGolden(t *testing.T, path string, got []byte) {
 	}
 }
 
-// static is a bootstrap that holds resources without any xDS: routes inside
-// their listeners, endpoints inside their clusters, and the clusters of our own
+// static is a bootstrap that holds resources without any xDS: all routes inside
+// each listener, endpoints inside their clusters, and the clusters of our own
 // Bootstrap beside them.
 func static(t testing.TB, resources Resources) *bootstrapv3.Bootstrap {
 	t.Helper()
@@ -226,14 +226,18 @@ func static(t testing.TB, resources Resources) *bootstrapv3.Bootstrap {
 		if err := filter.GetTypedConfig().UnmarshalTo(manager); err != nil {
 			t.Fatal(err)
 		}
-		found := resources[resource.RouteType][manager.GetRds().GetRouteConfigName()]
-		if found == nil {
-			t.Fatalf("listener %s names a RouteConfiguration that there is not", listener.GetName())
+		scopes := &hcmv3.ScopedRouteConfigurationsList{}
+		for _, message := range resources[resource.ScopedRouteType] {
+			scope := proto.Clone(message).(*routev3.ScopedRouteConfiguration)
+			// As it is for routes that come by SRDS.
+			scope.GetRouteConfiguration().ValidateClusters = wrapperspb.Bool(false)
+			scopes.ScopedRouteConfigurations = append(scopes.ScopedRouteConfigurations, scope)
 		}
-		routes := proto.Clone(found).(*routev3.RouteConfiguration)
-		// As it is for RouteConfigurations that come by RDS.
-		routes.ValidateClusters = wrapperspb.Bool(false)
-		manager.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: routes}
+		if len(scopes.GetScopedRouteConfigurations()) == 0 {
+			manager.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{}}
+		} else {
+			manager.GetScopedRoutes().ConfigSpecifier = &hcmv3.ScopedRoutes_ScopedRouteConfigurationsList{ScopedRouteConfigurationsList: scopes}
+		}
 		filter.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: mustAny(manager)}
 		bootstrap.StaticResources.Listeners = append(bootstrap.StaticResources.Listeners, listener)
 	}

@@ -142,15 +142,17 @@ func mirrorPolicy(from model.Mirror) *routev3.RouteAction_RequestMirrorPolicy {
 	return to
 }
 
-// corsFilter answers for routes that say how (enableCORS), and is not there for
+// corsFilter answers for routes that say how (enableCORS), and does nothing for
 // others.
 const corsFilter = "envoy.filters.http.cors"
 
-func disabledCORS() *hcmv3.HttpFilter {
-	return &hcmv3.HttpFilter{
-		Name:       corsFilter,
-		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&corsv3.Cors{})},
-		Disabled:   true,
+// routeFilters are the filters that do nothing where a route does not say what.
+// They are not disabled here: Envoy makes a request's filters when it first looks
+// for a route, and requests to hostnames with a wildcard have none by then. A
+// scope of an exact hostname leaves them out (see unusedFilters).
+func routeFilters() []*hcmv3.HttpFilter {
+	return []*hcmv3.HttpFilter{
+		{Name: corsFilter, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&corsv3.Cors{})}},
 	}
 }
 

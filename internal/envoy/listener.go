@@ -16,6 +16,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/wellknown"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -27,24 +28,22 @@ const streamIdleTimeout = 5 * time.Minute
 
 func portName(port model.Port) string { return fmt.Sprintf("port-%d", port.Number) }
 
-// listener is made of nothing but the port: routes come by RDS, so that a route
+// listener is made of nothing but the port: routes come by SRDS, so that a route
 // change never drains a connection.
 func listener(name string, port model.Port) *listenerv3.Listener {
 	manager := &hcmv3.HttpConnectionManager{
-		StatPrefix: name,
-		CodecType:  hcmv3.HttpConnectionManager_AUTO,
-		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
-			RouteConfigName: name,
-			ConfigSource:    adsConfigSource(),
-		}},
-		HttpFilters: []*hcmv3.HttpFilter{disabledCORS(), idempotentRetries(), {
+		StatPrefix:     name,
+		CodecType:      hcmv3.HttpConnectionManager_AUTO,
+		RouteSpecifier: scopedRoutes(),
+		HttpFilters: append(append(scopeFilters(name), routeFilters()...), idempotentRetries(), &hcmv3.HttpFilter{
 			Name: wellknown.Router,
 			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&routerv3.Router{
 				// Clients are not told about Envoy's inner timings.
 				SuppressEnvoyHeaders: true,
 			})},
-		}},
-		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		}),
+		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{setScope(name)},
+		UpgradeConfigs:                []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 
 		// The gateway stands at the edge: the client's address is that of its
 		// connection, and no client is trusted with Envoy's own headers, private
@@ -117,51 +116,60 @@ func pipeAddress(path string) *corev3.Address {
 func idempotentRetries() *hcmv3.HttpFilter {
 	methods := &xdsmatcherv3.Matcher_MatcherList_Predicate_PredicateList{}
 	for _, method := range []string{"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"} {
-		methods.Predicate = append(methods.Predicate, &xdsmatcherv3.Matcher_MatcherList_Predicate{
-			MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
-				SinglePredicate: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
-					Input: &xdscorev3.TypedExtensionConfig{
-						Name:        "method",
-						TypedConfig: mustAny(&typematcherv3.HttpRequestHeaderMatchInput{HeaderName: ":method"}),
-					},
-					Matcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{
-						ValueMatch: &xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_Exact{Exact: method}},
-					},
-				},
-			},
-		})
+		methods.Predicate = append(methods.Predicate, headerIs(":method", method))
 	}
-	// Other methods skip the filter.
-	others := &xdsmatcherv3.Matcher_MatcherList_FieldMatcher{
-		Predicate: &xdsmatcherv3.Matcher_MatcherList_Predicate{
-			MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher{
-				NotMatcher: &xdsmatcherv3.Matcher_MatcherList_Predicate{
-					MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_OrMatcher{OrMatcher: methods},
-				},
-			},
-		},
-		OnMatch: &xdsmatcherv3.Matcher_OnMatch{OnMatch: &xdsmatcherv3.Matcher_OnMatch_Action{
-			Action: &xdscorev3.TypedExtensionConfig{Name: "skip", TypedConfig: mustAny(&actionv3.SkipFilter{})},
-		}},
-	}
-	mutation := &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
-		RequestMutations: []*mutationrulesv3.HeaderMutation{{
-			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-				Header:       &corev3.HeaderValue{Key: "x-envoy-retry-on", Value: "reset"},
-				AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
-			}},
-		}},
-	}}
+	idempotent := &xdsmatcherv3.Matcher_MatcherList_Predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_OrMatcher{OrMatcher: methods}}
 	return &hcmv3.HttpFilter{
 		Name: "meshroute.idempotent-retries",
-		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&matchingv3.ExtensionWithMatcher{
-			XdsMatcher: &xdsmatcherv3.Matcher{MatcherType: &xdsmatcherv3.Matcher_MatcherList_{
-				MatcherList: &xdsmatcherv3.Matcher_MatcherList{Matchers: []*xdsmatcherv3.Matcher_MatcherList_FieldMatcher{others}},
+		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: onlyWhere(idempotent, "envoy.filters.http.header_mutation",
+			mustAny(&headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
+				RequestMutations: []*mutationrulesv3.HeaderMutation{overwriteHeader("x-envoy-retry-on", "reset")},
+			}}))},
+	}
+}
+
+// onlyWhere is a filter that other requests skip.
+func onlyWhere(predicate *xdsmatcherv3.Matcher_MatcherList_Predicate, name string, filter *anypb.Any) *anypb.Any {
+	return mustAny(&matchingv3.ExtensionWithMatcher{
+		XdsMatcher: &xdsmatcherv3.Matcher{MatcherType: &xdsmatcherv3.Matcher_MatcherList_{MatcherList: &xdsmatcherv3.Matcher_MatcherList{
+			Matchers: []*xdsmatcherv3.Matcher_MatcherList_FieldMatcher{{
+				Predicate: not(predicate),
+				OnMatch: &xdsmatcherv3.Matcher_OnMatch{OnMatch: &xdsmatcherv3.Matcher_OnMatch_Action{
+					Action: &xdscorev3.TypedExtensionConfig{Name: "skip", TypedConfig: mustAny(&actionv3.SkipFilter{})},
+				}},
 			}},
-			ExtensionConfig: &corev3.TypedExtensionConfig{
-				Name:        "envoy.filters.http.header_mutation",
-				TypedConfig: mustAny(mutation),
+		}}},
+		ExtensionConfig: &corev3.TypedExtensionConfig{Name: name, TypedConfig: filter},
+	})
+}
+
+func not(predicate *xdsmatcherv3.Matcher_MatcherList_Predicate) *xdsmatcherv3.Matcher_MatcherList_Predicate {
+	if double, is := predicate.GetMatchType().(*xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher); is {
+		return double.NotMatcher
+	}
+	return &xdsmatcherv3.Matcher_MatcherList_Predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: predicate}}
+}
+
+func headerIs(name, value string) *xdsmatcherv3.Matcher_MatcherList_Predicate {
+	return headerPredicate(name, &xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_Exact{Exact: value}})
+}
+
+func headerMatches(name, regex string) *xdsmatcherv3.Matcher_MatcherList_Predicate {
+	return headerPredicate(name, &xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_SafeRegex{SafeRegex: &xdsmatcherv3.RegexMatcher{
+		EngineType: &xdsmatcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &xdsmatcherv3.RegexMatcher_GoogleRE2{}}, Regex: regex,
+	}}})
+}
+
+func headerPredicate(name string, value *xdsmatcherv3.StringMatcher) *xdsmatcherv3.Matcher_MatcherList_Predicate {
+	return &xdsmatcherv3.Matcher_MatcherList_Predicate{
+		MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
+			SinglePredicate: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
+				Input: &xdscorev3.TypedExtensionConfig{
+					Name:        "header",
+					TypedConfig: mustAny(&typematcherv3.HttpRequestHeaderMatchInput{HeaderName: name}),
+				},
+				Matcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{ValueMatch: value},
 			},
-		})},
+		},
 	}
 }

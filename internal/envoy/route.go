@@ -12,40 +12,9 @@ import (
 )
 
 // maxBody bounds the body of a direct response: the schema's 4096 characters
-// take up to four bytes each, and Envoy refuses a whole RouteConfiguration for
+// take up to four bytes each, and Envoy refuses all routes of a hostname for
 // one body that is longer than this (4096 bytes unless told).
 const maxBody = 4 * 4096
-
-func routeConfiguration(name string, hosts []*routev3.VirtualHost) *routev3.RouteConfiguration {
-	return &routev3.RouteConfiguration{
-		Name:         name,
-		VirtualHosts: hosts,
-		// "shop.example.com:8888" is the host "shop.example.com": clients send
-		// the port whenever it is not 80.
-		IgnorePortInHostMatching:       true,
-		MaxDirectResponseBodySizeBytes: wrapperspb.UInt32(maxBody),
-	}
-}
-
-func virtualHost(host model.VirtualHost) *routev3.VirtualHost {
-	made := &routev3.VirtualHost{
-		Name:    host.Hostname,
-		Domains: []string{host.Hostname},
-		Routes:  make([]*routev3.Route, 0, len(host.Routes)),
-	}
-	for i := range host.Routes {
-		from := &host.Routes[i]
-		to := route(from)
-		if twin := preflight(from, to); twin != nil {
-			made.Routes = append(made.Routes, twin)
-		}
-		if twin := redirectWithPort(from, to); twin != nil {
-			made.Routes = append(made.Routes, twin)
-		}
-		made.Routes = append(made.Routes, to)
-	}
-	return made
-}
 
 func route(from *model.Route) *routev3.Route {
 	to := &routev3.Route{

@@ -34,9 +34,9 @@ func statistics() *metricsv3.StatsConfig {
 	patterns := []*matcherv3.StringMatcher{
 		// A cluster's name holds no dot.
 		matching(`cluster\.[^.]+\.(` + clusterStats + `)`),
-		// What a connection manager counts, and its filters do; not what it counts
-		// for each route configuration, whose names hold more dots.
-		matching(`http\.[^.]+\.[^.]+(\.[^.]+)?`),
+		// What a connection manager counts, and its filters do, and what routes
+		// have come.
+		matching(`http\.[^.]+\.([^.]+(\.[^.]+)?|scoped_rds\.scopes\.[^.]+)`),
 	}
 	for _, prefix := range otherStats {
 		patterns = append(patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix}})

@@ -63,7 +63,7 @@ var kinds = [numKinds]struct {
 	clusters:  {url: resource.ClusterType, noun: "cluster", wildcard: true, refs: clusterRefs, users: routes},
 	endpoints: {url: resource.EndpointType, noun: "endpoints of cluster", users: clusters},
 	secrets:   {url: resource.SecretType, noun: "secret", users: listeners},
-	routes:    {url: resource.RouteType, noun: "route configuration", refs: routeRefs, users: listeners},
+	routes:    {url: resource.ScopedRouteType, noun: "routes", wildcard: true, refs: routeRefs},
 	listeners: {url: resource.ListenerType, noun: "listener", wildcard: true, refs: listenerRefs},
 }
 
@@ -93,8 +93,8 @@ var ReservedClusters = []string{"meshroute-missing-backend", "meshroute-agent"}
 
 func reserved(name string) bool { return slices.Contains(ReservedClusters, name) }
 
-// MaxMessageSize bounds one gRPC message on both hops: the route configuration
-// of a gateway with many thousand routes is one resource of some megabytes, and
+// MaxMessageSize bounds one gRPC message on both hops: who comes new to a gateway
+// with many thousand routes gets them in one message of some megabytes, and
 // gRPC's own bound is 4 MiB.
 const MaxMessageSize = 128 << 20
 

@@ -203,7 +203,7 @@ func someContent(n int) Resources {
 		r[kinds[endpoints].url][name] = body(endpoints, name)
 	}
 	r[kinds[routes].url]["r"] = body(routes, "r", names...)
-	r[kinds[listeners].url]["l"] = body(listeners, "l", "r")
+	r[kinds[listeners].url]["l"] = body(listeners, "l")
 	return r
 }
 
@@ -228,7 +228,7 @@ func TestManagerRestartsWithTheSameContent(t *testing.T) {
 	}
 	// A change afterwards is the first thing that Envoy hears of.
 	changed := someContent(20)
-	changed[kinds[listeners].url] = map[string]proto.Message{"l": body(listeners, "l", "r"), "l2": body(listeners, "l2", "r")}
+	changed[kinds[listeners].url] = map[string]proto.Message{"l": body(listeners, "l"), "l2": body(listeners, "l2")}
 	second.applied(t, second.Set(gw, changed).Sequence)
 	if resp := <-responses; len(resp.GetResources()) != 1 || resp.GetResources()[0].GetName() != "l2" {
 		t.Errorf("Envoy was sent %v", short(resp))
@@ -248,7 +248,7 @@ func TestRelayServesFromItsStoreWithoutAManager(t *testing.T) {
 	e := newFakeEnvoy(rand.New(rand.NewPCG(1, 1)))
 	responses := attach(t, local, e)
 	timeout := time.After(10 * time.Second)
-	for got := 0; got < 12; { // 5 clusters, 5 endpoints, a route configuration, a listener
+	for got := 0; got < 12; { // 5 clusters, 5 endpoints, routes, a listener
 		select {
 		case resp := <-responses:
 			got += len(resp.GetResources())

@@ -9,7 +9,6 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
-	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -52,8 +51,7 @@ func clusterRefs(body []byte) ([]ref, error) {
 	return []ref{{endpoints, cmp.Or(c.GetEdsClusterConfig().GetServiceName(), c.GetName())}}, nil
 }
 
-// listenerRefs are the route configurations that a listener gets by RDS, and the
-// secrets that it gets by SDS.
+// listenerRefs are the secrets that a listener gets by SDS.
 func listenerRefs(body []byte) ([]ref, error) {
 	l := &listenerv3.Listener{}
 	if err := proto.Unmarshal(body, l); err != nil {
@@ -61,17 +59,6 @@ func listenerRefs(body []byte) ([]ref, error) {
 	}
 	var refs []ref
 	for _, chain := range append(l.GetFilterChains(), l.GetDefaultFilterChain()) {
-		for _, filter := range chain.GetFilters() {
-			manager := &hcmv3.HttpConnectionManager{}
-			if config := filter.GetTypedConfig(); !config.MessageIs(manager) {
-				continue
-			} else if err := config.UnmarshalTo(manager); err != nil {
-				return nil, err
-			}
-			if name := manager.GetRds().GetRouteConfigName(); name != "" {
-				refs = append(refs, ref{routes, name})
-			}
-		}
 		tls := &tlsv3.DownstreamTlsContext{}
 		if config := chain.GetTransportSocket().GetTypedConfig(); !config.MessageIs(tls) {
 			continue
@@ -99,28 +86,30 @@ func withoutContent(r *discoveryv3.Resource) bool {
 // fields is a set of paths through a message: field numbers, down to a string.
 type fields map[protowire.Number]fields
 
-// clusterNames are the paths on which a RouteConfiguration names clusters.
+// clusterNames are the paths on which a ScopedRouteConfiguration names clusters.
 var (
 	mirrorPolicy = fields{1: nil}
 	clusterNames = fields{
-		13: mirrorPolicy, // request_mirror_policies
-		2: { // virtual_hosts
-			22: mirrorPolicy, // request_mirror_policies
-			3: { // routes
-				2: { // route
-					1:  nil,           // cluster
-					3:  {1: {1: nil}}, // weighted_clusters.clusters.name
-					30: mirrorPolicy,  // request_mirror_policies
+		5: { // route_configuration
+			13: mirrorPolicy, // request_mirror_policies
+			2: { // virtual_hosts
+				22: mirrorPolicy, // request_mirror_policies
+				3: { // routes
+					2: { // route
+						1:  nil,           // cluster
+						3:  {1: {1: nil}}, // weighted_clusters.clusters.name
+						30: mirrorPolicy,  // request_mirror_policies
+					},
 				},
 			},
 		},
 	}
 )
 
-// routeRefs are the clusters that a route configuration names. It reads the
-// bytes as they are: one route configuration holds all routes of a port, it
-// comes again with each change of one of them, and unmarshalling thousands of
-// routes takes longer than everything else that the relay does.
+// routeRefs are the clusters that routes name. It reads the bytes as they are:
+// the routes of a hostname come again with each change of one of them, and there
+// may be thousands; unmarshalling them takes longer than everything else that the
+// relay does.
 func routeRefs(body []byte) ([]ref, error) {
 	seen := map[string]struct{}{}
 	if err := find(body, clusterNames, seen); err != nil {

@@ -313,12 +313,18 @@ type stream struct {
 	gateway *gateway
 }
 
-// OnStreamDeltaRequest refuses who is not whom its certificate names.
+// OnStreamDeltaRequest refuses who is not whom its certificate names, and agents
+// that do not know what is served.
 func (s *stream) OnStreamDeltaRequest(_ int64, req *discoveryv3.DeltaDiscoveryRequest) error {
 	node, gw := req.GetNode(), s.peer.Gateway.String()
 	if node.GetCluster() != "" && node.GetCluster() != gw || node.GetId() != "" && node.GetId() != s.peer.Pod {
 		return grpcstatus.Errorf(codes.PermissionDenied, "the certificate is that of pod %q of gateway %q, but the node calls itself %q of %q",
 			s.peer.Pod, gw, node.GetId(), node.GetCluster())
+	}
+	if req.GetTypeUrl() == resource.RouteType {
+		// Its Envoy would open the listeners that there are now without routes.
+		return grpcstatus.Error(codes.FailedPrecondition,
+			"this agent is of a version that knows no scoped routes: its Envoy keeps what it has until the pod is replaced")
 	}
 	return nil
 }

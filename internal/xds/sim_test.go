@@ -15,7 +15,6 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
-	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
@@ -55,26 +54,17 @@ func body(k kind, name string, refs ...string) proto.Message {
 				Action: &routev3.Route_Route{Route: &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: ref}}},
 			}}})
 		}
-		return rc
+		return &routev3.ScopedRouteConfiguration{Name: name, RouteConfiguration: rc}
 	case secrets:
 		return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{}}}
 	}
 	l := &listenerv3.Listener{Name: name}
 	for _, ref := range refs {
-		if strings.HasPrefix(ref, "s") {
-			l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{TransportSocket: &corev3.TransportSocket{
-				ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: packed(&tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
-					TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: ref}},
-				}})},
-			}})
-			continue
-		}
-		l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{Filters: []*listenerv3.Filter{{
-			Name: "hcm",
-			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed(&hcmv3.HttpConnectionManager{
-				RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{RouteConfigName: ref}},
-			})},
-		}}})
+		l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{TransportSocket: &corev3.TransportSocket{
+			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: packed(&tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+				TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: ref}},
+			}})},
+		}})
 	}
 	return l
 }
@@ -205,7 +195,11 @@ type fakeEnvoy struct {
 	in     []*discoveryv3.DeltaDiscoveryResponse
 	out    []*discoveryv3.DeltaDiscoveryRequest
 	pushed int
-	drains bool     // listeners that go keep their routes for long
+	// routes that requests take. It has them while it has a listener; have keeps
+	// what it was sent, also when it has none.
+	routes map[string]*discoveryv3.Resource
+	watch  bool     // it has, or had not long ago, a listener
+	drains bool     // listeners that go keep the routes for long
 	told   []string // endpoints that do not exist
 	// strangers: the relay may not know what clusters this Envoy has, so it may
 	// take members from a group that no route leads to.
@@ -213,7 +207,7 @@ type fakeEnvoy struct {
 }
 
 func newFakeEnvoy(r *rand.Rand) *fakeEnvoy {
-	e := &fakeEnvoy{rand: r, warm: map[string]bool{}, rewarm: map[string]bool{}}
+	e := &fakeEnvoy{rand: r, warm: map[string]bool{}, rewarm: map[string]bool{}, routes: map[string]*discoveryv3.Resource{}}
 	for k := range numKinds {
 		e.have[k], e.subs[k] = map[string]*discoveryv3.Resource{}, map[string]bool{}
 	}
@@ -224,8 +218,9 @@ func newFakeEnvoy(r *rand.Rand) *fakeEnvoy {
 func (e *fakeEnvoy) connect() {
 	e.in, e.out = nil, nil
 	for k := range numKinds {
+		again := k != routes || e.asked[k]
 		e.asked[k] = false
-		if kinds[k].wildcard || len(e.subs[k]) > 0 {
+		if kinds[k].wildcard && again || len(e.subs[k]) > 0 {
 			e.ask(k, slices.Sorted(maps.Keys(e.subs[k])), nil)
 		}
 	}
@@ -318,6 +313,9 @@ func (e *fakeEnvoy) receive() error {
 					return fmt.Errorf("route configuration %s came before its cluster %s was ready", r.GetName(), cluster.name)
 				}
 			}
+			if e.watch {
+				e.routes[r.GetName()] = r
+			}
 		case secrets:
 			if withoutContent(r) {
 				return fmt.Errorf("secret %s came without content", r.GetName())
@@ -328,7 +326,7 @@ func (e *fakeEnvoy) receive() error {
 	for _, name := range resp.GetRemovedResources() {
 		switch k {
 		case clusters:
-			for _, r := range e.have[routes] {
+			for _, r := range e.routes {
 				if slices.Contains(refsOf(routes, r), ref{clusters, name}) {
 					return fmt.Errorf("cluster %s removed while %s uses it", name, r.GetName())
 				}
@@ -343,13 +341,27 @@ func (e *fakeEnvoy) receive() error {
 			delete(e.have[k], name)
 		case endpoints:
 			e.told = append(e.told, name)
+		case routes:
+			delete(e.routes, name)
+			delete(e.have[k], name)
 		default:
 			delete(e.have[k], name)
 		}
 	}
 	e.out = append(e.out, ack)
-	if kinds[k].wildcard && !(k == listeners && e.drains) {
+	switch k {
+	case clusters:
 		e.follow(k)
+	case listeners:
+		e.watch = len(e.have[k]) > 0 || e.watch && e.drains
+		if !e.watch {
+			clear(e.routes)
+		} else if !e.asked[routes] {
+			e.ask(routes, nil, nil)
+		}
+		if !e.drains {
+			e.follow(k)
+		}
 	}
 	return nil
 }
@@ -521,14 +533,15 @@ func randomContent(r *rand.Rand, withBad bool) content {
 		names = slices.Sorted(maps.Keys(c[clusters]))
 	}
 	for i := range 3 {
-		if r.IntN(4) == 0 {
+		if r.IntN(4) > 0 {
+			name := "r" + strconv.Itoa(i)
+			refs := slices.DeleteFunc(slices.Clone(names), func(string) bool { return r.IntN(2) == 0 })
+			c[routes][name] = res(routes, name, version()+strings.Join(refs, ","), refs...)
+		}
+		if r.IntN(4) > 0 {
 			continue
 		}
-		name := "r" + strconv.Itoa(i)
-		refs := slices.DeleteFunc(slices.Clone(names), func(string) bool { return r.IntN(2) == 0 })
-		c[routes][name] = res(routes, name, version()+strings.Join(refs, ","), refs...)
-		l := "l" + strconv.Itoa(i)
-		needs := []string{name}
+		var needs []string
 		for j := range 2 {
 			if secret := "s" + strconv.Itoa(r.IntN(3)); r.IntN(3+j) == 0 {
 				needs = append(needs, secret)
@@ -538,6 +551,7 @@ func randomContent(r *rand.Rand, withBad bool) content {
 				}
 			}
 		}
+		l := "l" + strconv.Itoa(i)
 		c[listeners][l] = res(listeners, l, version()+strings.Join(needs, ","), needs...)
 	}
 	return c
@@ -678,7 +692,7 @@ func simulate(seed uint64) error {
 			return fmt.Errorf("in the end Envoy has %v, wanted %v", got[k], want[k])
 		}
 	}
-	if len(w.envoy.rewarm) > 0 {
+	if len(w.envoy.rewarm) > 0 && w.envoy.asked[routes] {
 		return fmt.Errorf("in the end these clusters are still warming: %v", w.envoy.rewarm)
 	}
 	if !w.leader.applied() {
@@ -706,9 +720,14 @@ func drain(w *world, r *rand.Rand) error {
 	return fmt.Errorf("messages go back and forth for ever")
 }
 
-// holdsAll: Envoy has all that is wanted, of routes and endpoints what it asked for.
+// holdsAll: Envoy has all that is wanted, of endpoints what it asked for, and
+// routes where it has a listener.
 func holdsAll(w *world) error {
 	want, got := versionsOf(w.manager.content), versionsOf(w.envoy.have)
+	got[routes] = versionsOf(content{routes: w.envoy.routes})[routes]
+	if len(want[listeners]) == 0 {
+		want[routes] = nil
+	}
 	for k := range numKinds {
 		for name, v := range want[k] {
 			if got[k][name] != v && !withoutContent(w.manager.content[k][name]) {

@@ -17,14 +17,16 @@ import (
 // fed with events and asked by next for what to send: no goroutines, no clock,
 // no IO.
 //
-// Order. A cluster is sent as soon as it is wanted. A route configuration is
-// sent when Envoy has all its clusters and their endpoints, a listener when the
-// same holds for its route configurations, and its secrets have come: Envoy asks
-// for these when it has the listener, and serves it when it has them. A cluster is
-// removed when no route configuration, and no aggregate cluster, that Envoy has,
-// or may have, names it. Clusters, endpoints and listeners may thus go out at any
-// time; only routes lead requests anywhere, and an aggregate cluster is ready for
-// them when its members are.
+// Order. A cluster is sent as soon as it is wanted. Routes (those of one
+// hostname are one resource) are sent when Envoy has all their clusters and the
+// endpoints of these. A cluster is removed when no routes, and no aggregate
+// cluster, that Envoy has, or may have, name it. Clusters, endpoints and listeners
+// may thus go out at any time; only routes lead requests anywhere, and an
+// aggregate cluster is ready for them when its members are. A listener is sent
+// when its secrets have come: Envoy asks for these when it has the listener, and
+// serves it when it has them. With the first listener an Envoy that starts asks
+// for routes, too, and opens it when the first are there: so the first are all of
+// them, as far as nothing from the manager is lacking.
 //
 // Liveness. Each resource has a verdict (see status). It is pending only where
 // Envoy owes something that it always gives: an answer to a push, or the
@@ -36,21 +38,20 @@ import (
 // sending, Envoy gets the newest when it comes, and only then is anything
 // acknowledged.
 //
-// Truth. A cluster counts as applied when its endpoints are, a listener when
-// its route configurations and secrets are. Otherwise a response whose resources nothing
-// wants yet (a route configuration ahead of its listener) would be
-// acknowledged, the listener would be, and the two together were reported as
-// applied while the routes are still on their way.
+// Truth. A cluster counts as applied when its endpoints are, a listener when its
+// secrets are, routes that nothing asks for yet when no listener is to come.
+// Otherwise a response whose resources nothing wants yet would be acknowledged,
+// and reported as applied while the resources are still on their way.
 type relayState struct {
 	kinds   [numKinds]kindState
 	envoy   bool
 	nonces  int
-	unknown int // versions of route configurations that Envoy has and nobody here knows
+	unknown int // versions of routes that Envoy has and nobody here knows
 	// strange are clusters that Envoy has in a version that nobody here knows, so
 	// that their members are not known.
 	strange map[*item]struct{}
 	// resumed: Envoy came with clusters from an earlier stream. Until it has said
-	// which route configurations it came with, none of them is removed.
+	// which routes it came with, none of them is removed.
 	resumed bool
 	// carried: Envoy came with resources from an earlier stream. What the file
 	// says may be older than those: until the manager has been heard, what Envoy
@@ -75,6 +76,7 @@ type kindState struct {
 
 	// Towards Envoy.
 	requested, greeted bool
+	settled            bool // all that could be sent was answered, at some time
 	flight             *push
 	retries            [][]*item // of refused pushes: who among them is it?
 
@@ -224,16 +226,19 @@ func (s *relayState) progress() []*reportv1.TypeState {
 	return types
 }
 
-// serving tells whether Envoy has, on its present stream, a listener, that
-// listener's routes, and those of its secrets that are there.
+// serving tells whether Envoy has, on its present stream, the routes that there
+// are, a listener, and those of its secrets that are there.
 func (s *relayState) serving() bool {
+	if !s.kinds[routes].settled {
+		return false
+	}
 	for _, it := range s.kinds[listeners].items {
 		if it.held == nil || it.held.unknown {
 			continue
 		}
 		if !slices.ContainsFunc(it.held.refs, func(r ref) bool {
 			needed := s.find(r)
-			return needed == nil || needed.held == nil && (r.kind != secrets || needed.target != nil)
+			return needed == nil || needed.held == nil && needed.target != nil
 		}) {
 			return true
 		}
@@ -341,7 +346,7 @@ func (s *relayState) envoyClosed() {
 	s.envoy, s.resumed, s.carried = false, false, false
 	for k := range s.kinds {
 		ts := &s.kinds[k]
-		ts.requested, ts.greeted, ts.flight, ts.retries, ts.stale = false, false, nil, nil, true
+		ts.requested, ts.greeted, ts.settled, ts.flight, ts.retries, ts.stale = false, false, false, nil, nil, true
 		for _, it := range ts.items {
 			s.setHeld(kind(k), it, nil)
 			it.subscribed, it.resend, it.told = false, false, false
@@ -404,7 +409,9 @@ func (s *relayState) envoyRequest(req *discoveryv3.DeltaDiscoveryRequest) {
 	case clusters:
 		s.resumed = len(req.GetInitialResourceVersions()) > 0
 	case routes:
+		ts.settled = s.carried // it came with what it serves from
 		s.markAll(clusters)
+		s.markAll(listeners)
 	}
 }
 
@@ -637,9 +644,9 @@ func (s *relayState) release(k kind, v *version) {
 
 // ---- Judging.
 
-// settle judges until nothing is left to judge. It ends: the verdict of a route
-// configuration, or a secret, looks at its listeners' only until Envoy subscribes
-// to it, a listener's at theirs only after Envoy has it.
+// settle judges until nothing is left to judge. It ends: the verdict of routes,
+// or of a secret, looks at listeners' only until Envoy has asked for it, and a
+// listener's at theirs only after Envoy has it.
 func (s *relayState) settle() {
 	for again := true; again; {
 		again = false
@@ -680,9 +687,6 @@ func (s *relayState) process(k kind, it *item) {
 			it.need, changed = need, true
 			for r := range it.users {
 				s.mark(routes, r)
-				for l := range r.users {
-					s.mark(listeners, l)
-				}
 			}
 		}
 		if changed {
@@ -692,15 +696,16 @@ func (s *relayState) process(k kind, it *item) {
 		}
 	case routes, secrets:
 		if changed {
-			for l := range it.users {
-				s.mark(listeners, l)
-			}
+			s.markAll(listeners)
 		}
 	case listeners:
 		if changed && it.target != nil {
 			for _, r := range it.target.refs {
 				s.mark(r.kind, s.item(r.kind, r.name))
 			}
+		}
+		if !s.kinds[routes].requested {
+			s.markAll(routes)
 		}
 	}
 
@@ -756,8 +761,6 @@ func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 			// Envoy's patience ends (15 s).
 			send = it.subscribed && !has && !it.told && s.kinds[clusters].known && len(it.users) == 0
 		}
-		// Envoy ignores that a route configuration goes: it unsubscribes when
-		// the listener is drained, and has it until then.
 		return send, verdict{}
 	}
 
@@ -775,10 +778,18 @@ func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 			return false, verdict{refused, it.desired.refused}
 		}
 		return false, s.below(k, it)
+	case k == listeners && !s.kinds[routes].known:
+		// It would wait for them, and after a while open without.
+		return false, verdict{waiting, "the routes have not come"}
 	case asked:
 		v = s.ready(k, it)
 		if v.status == applied {
 			return true, verdict{status: pending}
+		}
+		return false, v
+	case k == routes:
+		if v = s.beforeListeners(); v.status == applied {
+			v = s.ready(k, it) // so that nothing is lacking when a listener comes
 		}
 		return false, v
 	case kinds[k].wildcard:
@@ -788,7 +799,7 @@ func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 			return false, verdict{waiting, "the listeners have not come"}
 		}
 		return false, verdict{} // nobody wants it
-	case kinds[k].users == listeners:
+	case k == secrets:
 		// Envoy will subscribe when it has a listener that needs it.
 		for l := range it.users {
 			if l.held == l.target {
@@ -804,9 +815,34 @@ func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 	return false, verdict{status: pending} // Envoy subscribes with the cluster
 }
 
+// beforeListeners is the verdict of routes that Envoy has not asked for: it does
+// with its first listener.
+func (s *relayState) beforeListeners() (v verdict) {
+	if !s.kinds[listeners].known {
+		return verdict{waiting, "the listeners have not come"}
+	}
+	for _, l := range s.kinds[listeners].items {
+		switch {
+		case l.desired == nil:
+		case l.target != nil && l.held == l.target, l.verdict.status == applied: // or not judged yet
+			return verdict{status: pending}
+		default:
+			v = v.worse(l.verdict)
+		}
+	}
+	return v
+}
+
 // below is the verdict of what Envoy has: it counts as applied when what it
 // needs is.
 func (s *relayState) below(k kind, it *item) (v verdict) {
+	if k == listeners {
+		// With the first one come the routes, which may count as applied already,
+		// because nothing wanted them before.
+		if ts := &s.kinds[routes]; !ts.requested || !ts.settled && ts.count[pending] > 0 {
+			return verdict{status: pending}
+		}
+	}
 	if kinds[k].refs == nil || k == routes {
 		return v // routes were sent after their clusters
 	}
@@ -833,17 +869,10 @@ func (s *relayState) ready(k kind, it *item) (v verdict) {
 		}
 	case listeners:
 		for _, r := range it.target.refs {
-			needed := s.find(r)
-			switch {
-			case needed == nil || needed.desired == nil:
+			// Envoy asks for it when it has the listener. Where there is none to
+			// give, the listener's others serve all the same.
+			if needed := s.find(r); needed == nil || needed.desired == nil {
 				v = v.worse(verdict{waiting, missing(r)})
-			case r.kind == secrets:
-				// Envoy asks for it when it has the listener. Where there is none
-				// to give, the listener's others serve all the same.
-			case needed.target == nil:
-				v = v.worse(because(r, needed.desired.refused))
-			default:
-				v = v.worse(s.ready(r.kind, needed))
 			}
 		}
 	}
@@ -905,6 +934,11 @@ func (s *relayState) next() output {
 		}
 	}
 	s.settle()
+	if ts := &s.kinds[routes]; !ts.settled && ts.greeted && ts.flight == nil && len(ts.queue)+len(ts.retries) == 0 {
+		ts.settled = true
+		s.markAll(listeners)
+		s.settle()
+	}
 	for k := range numKinds {
 		if req := s.reply(k); req != nil {
 			out.toManager = append(out.toManager, req)
@@ -919,6 +953,9 @@ func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
 	ts := &s.kinds[k]
 	if !ts.requested || ts.flight != nil {
 		return nil
+	}
+	if k == routes && !ts.greeted && ts.count[pending] > len(ts.queue) {
+		return nil // Envoy opens its listeners with the first: let them be all
 	}
 	var due []*item
 	for len(due) == 0 && len(ts.retries) > 0 {
@@ -937,6 +974,9 @@ func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
 		return nil
 	}
 	ts.greeted = true
+	if k == listeners {
+		s.revive(due)
+	}
 	slices.SortFunc(due, func(a, b *item) int { return strings.Compare(a.name, b.name) })
 
 	s.nonces++
@@ -973,6 +1013,30 @@ func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
 		}
 	}
 	return resp
+}
+
+// revive sends all routes again with a listener, where Envoy has none. It forgot
+// them with its last one, and does not ask for them twice (seen with 1.40).
+func (s *relayState) revive(due []*item) {
+	comes := false
+	for _, it := range due {
+		comes = comes || it.desired != nil
+	}
+	for _, it := range s.kinds[listeners].items {
+		if it.held != nil || len(it.maybe) > 0 {
+			return
+		}
+	}
+	if !comes {
+		return
+	}
+	s.kinds[routes].settled = false
+	for _, it := range s.kinds[routes].items {
+		if it.held != nil || len(it.maybe) > 0 {
+			it.resend = true
+			s.mark(routes, it)
+		}
+	}
 }
 
 // reply answers the manager's latest response of a type, once there is an

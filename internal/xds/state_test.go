@@ -33,7 +33,7 @@ func set(lines ...string) (c content) {
 // Each scenario goes through its contents and reconnections; what Envoy has in
 // the end, and what the manager was told of each type, is compared.
 func TestScenarios(t *testing.T) {
-	base := []string{"c a 1", "e a 1", "r web 1 a", "l http 1 web"}
+	base := []string{"c a 1", "e a 1", "r web 1 a", "l http 1"}
 	for name, tt := range map[string]struct {
 		steps   []any // content, or what happens
 		want    string
@@ -44,69 +44,73 @@ func TestScenarios(t *testing.T) {
 		},
 		"one refused route does not hold back its neighbours": {
 			steps: []any{
-				set("c a 1", "e a 1", "r x 1 a", "r y 1 a", "r z 1 a", "l lx 1 x", "l ly 1 y", "l lz 1 z"),
-				set("c a 1", "e a 1", "r x 2 a", "r y bad a", "r z 2 a", "l lx 1 x", "l ly 1 y", "l lz 1 z"),
+				set("c a 1", "e a 1", "r x 1 a", "r y 1 a", "r z 1 a", "l http 1"),
+				set("c a 1", "e a 1", "r x 2 a", "r y bad a", "r z 2 a", "l http 1"),
 			},
-			want:    "c a 1, e a 1, r x 2, r y 1, r z 2, l lx 1, l ly 1, l lz 1",
-			answers: map[kind]string{routes: `route configuration "y": no good`},
+			want:    "c a 1, e a 1, r x 2, r y 1, r z 2, l http 1",
+			answers: map[kind]string{routes: `routes "y": no good`},
 		},
 		"one refused cluster does not hold back its neighbours": {
 			steps: []any{set("c a 1", "e a 1", "c b bad", "e b 1", "c d 1", "e d 1")},
 			want:  "c a 1, c d 1, e a 1, e d 1", answers: map[kind]string{clusters: `cluster "b": no good`},
 		},
 		"a route waits for a refused cluster, and says so": {
-			steps: []any{set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "r web 2 a b", "l http 1 web")},
+			steps: []any{set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "r web 2 a b", "l http 1")},
 			want:  "c a 1, e a 1, r web 1, l http 1",
 			answers: map[kind]string{
 				clusters: `cluster "b": no good`,
-				routes:   `route configuration "web": waits for cluster "b", which Envoy refused: no good`,
+				routes:   `routes "web": waits for cluster "b", which Envoy refused: no good`,
 			},
 		},
 		"a mended cluster lets the waiting route go, and its refusal is taken back": {
 			steps: []any{
-				set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "r web 2 a b", "l http 1 web"),
-				set("c a 1", "e a 1", "c b 2", "e b 1", "r web 2 a b", "l http 1 web"),
+				set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "r web 2 a b", "l http 1"),
+				set("c a 1", "e a 1", "c b 2", "e b 1", "r web 2 a b", "l http 1"),
 			},
 			want: "c a 1, c b 2, e a 1, e b 1, r web 2, l http 1",
 		},
 		"a cluster stays while a listener that drains keeps its routes": {
-			steps: []any{set(base...), "envoy drains", set()},
-			want:  "c a 1, e a 1, r web 1",
+			steps: []any{set(base...), "envoy drains", set("r web 1 a")},
+			want:  "c a 1, e a 1, r web 1", answers: map[kind]string{},
+		},
+		"routes come again with a listener after the last one went": {
+			steps: []any{set(base...), set(base[:3]...), set(base...)},
+			want:  "c a 1, e a 1, r web 1, l http 1",
 		},
 		"a route without its cluster is deferred, not refused": {
-			steps:   []any{set("r web 1 a", "l http 1 web")},
-			answers: map[kind]string{routes: "deferred", listeners: "deferred"},
+			steps: []any{set("r web 1 a", "l http 1")},
+			want:  "l http 1", answers: map[kind]string{routes: "deferred"},
 		},
 		"a route to a group comes when the group's members are ready": {
-			steps: []any{set("c g 1 a b", "c a 1", "e a 1", "c b 1", "e b 1", "r web 1 g", "l http 1 web")},
+			steps: []any{set("c g 1 a b", "c a 1", "e a 1", "c b 1", "e b 1", "r web 1 g", "l http 1")},
 			want:  "c a 1, c b 1, c g 1, e a 1, e b 1, r web 1, l http 1",
 		},
 		"a route to a group waits for a member that has not come": {
-			steps:   []any{set("c g 1 a b", "c a 1", "e a 1", "r web 1 g", "l http 1 web")},
-			want:    "c a 1, c g 1, e a 1",
-			answers: map[kind]string{clusters: "deferred", routes: "deferred", listeners: "deferred"},
+			steps:   []any{set("c g 1 a b", "c a 1", "e a 1", "r web 1 g", "l http 1")},
+			want:    "c a 1, c g 1, e a 1, l http 1",
+			answers: map[kind]string{clusters: "deferred", routes: "deferred"},
 		},
 		"a route to a group waits for a refused member, and says so": {
-			steps: []any{set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "c g 1 a b", "r web 2 g", "l http 1 web")},
+			steps: []any{set(base...), set("c a 1", "e a 1", "c b bad", "e b 1", "c g 1 a b", "r web 2 g", "l http 1")},
 			want:  "c a 1, c g 1, e a 1, r web 1, l http 1",
 			answers: map[kind]string{
 				clusters: `cluster "b": no good`,
-				routes:   `route configuration "web": waits for cluster "b", which Envoy refused: no good`,
+				routes:   `routes "web": waits for cluster "b", which Envoy refused: no good`,
 			},
 		},
 		"a group goes before its members": {
 			steps: []any{
-				set("c g 1 a b", "c a 1", "e a 1", "c b 1", "e b 1", "r web 1 g", "l http 1 web"),
-				set("c d 1", "e d 1", "r web 2 d", "l http 1 web"),
+				set("c g 1 a b", "c a 1", "e a 1", "c b 1", "e b 1", "r web 1 g", "l http 1"),
+				set("c d 1", "e d 1", "r web 2 d", "l http 1"),
 			},
 			want: "c d 1, e d 1, r web 2, l http 1",
 		},
 		"missing backends are nothing to wait for": {
-			steps: []any{set("r web 1 meshroute-missing-backend meshroute-agent", "l http 1 web")},
+			steps: []any{set("r web 1 meshroute-missing-backend meshroute-agent", "l http 1")},
 			want:  "r web 1, l http 1",
 		},
 		"a fresh Envoy gets the newest although it came late": {
-			steps: []any{set(base...), "envoy leaves", set("c a 2", "e a 2", "r web 2 a", "l http 1 web"), set("c a 3", "e a 3", "r web 3 a", "l http 1 web"), "envoy comes"},
+			steps: []any{set(base...), "envoy leaves", set("c a 2", "e a 2", "r web 2 a", "l http 1"), set("c a 3", "e a 3", "r web 3 a", "l http 1"), "envoy comes"},
 			want:  "c a 3, e a 3, r web 3, l http 1",
 		},
 		"without an Envoy everything is deferred": {
@@ -114,39 +118,39 @@ func TestScenarios(t *testing.T) {
 			answers: map[kind]string{clusters: "deferred", endpoints: "deferred", secrets: "deferred", routes: "deferred", listeners: "deferred"},
 		},
 		"a secret changes alone": {
-			steps: []any{set("s s1 1", "r web 1", "l https 1 web s1"), set("s s1 2", "r web 1", "l https 1 web s1")},
+			steps: []any{set("s s1 1", "r web 1", "l https 1 s1"), set("s s1 2", "r web 1", "l https 1 s1")},
 			want:  "s s1 2, r web 1, l https 1",
 		},
 		"a listener without its secret is deferred": {
-			steps:   []any{set("r web 1", "l http 1 web", "l https 1 web s1")},
+			steps:   []any{set("r web 1", "l http 1", "l https 1 s1")},
 			want:    "r web 1, l http 1",
 			answers: map[kind]string{listeners: "deferred"},
 		},
 		"a refused secret stays as it was": {
-			steps:   []any{set("s s1 1", "r web 1", "l https 1 web s1"), set("s s1 bad", "r web 1", "l https 1 web s1")},
+			steps:   []any{set("s s1 1", "r web 1", "l https 1 s1"), set("s s1 bad", "r web 1", "l https 1 s1")},
 			want:    "s s1 1, r web 1, l https 1",
 			answers: map[kind]string{secrets: `secret "s1": no good`},
 		},
 		"a refused secret does not hold back its listener's others": {
-			steps:   []any{set("s s1 bad", "s s2 1", "r web 1", "l https 1 web s1 s2")},
+			steps:   []any{set("s s1 bad", "s s2 1", "r web 1", "l https 1 s1 s2")},
 			want:    "s s2 1, r web 1, l https 1",
 			answers: map[kind]string{secrets: `secret "s1": no good`},
 		},
 		"a secret without content is kept": {
 			steps: []any{
-				set("s s1 1", "r web 1", "l https 1 web s1"), set("s s1 keep", "r web 1", "l https 2 web s1"),
+				set("s s1 1", "r web 1", "l https 1 s1"), set("s s1 keep", "r web 1", "l https 2 s1"),
 				"agent restarts",
 			},
 			want: "s s1 1, r web 1, l https 2",
 		},
 		"where there is none to keep the listener's others serve": {
-			steps: []any{set("s s1 keep", "s s2 1", "r web 1", "l https 1 web s1 s2")},
+			steps: []any{set("s s1 keep", "s s2 1", "r web 1", "l https 1 s1 s2")},
 			want:  "s s2 1, r web 1, l https 1",
 		},
 		"a kept secret is replaced when there is a good one": {
 			steps: []any{
-				set("s s1 1", "r web 1", "l https 1 web s1"), set("s s1 keep", "r web 1", "l https 1 web s1"),
-				set("s s1 2", "r web 1", "l https 1 web s1"),
+				set("s s1 1", "r web 1", "l https 1 s1"), set("s s1 keep", "r web 1", "l https 1 s1"),
+				set("s s1 2", "r web 1", "l https 1 s1"),
 			},
 			want: "s s1 2, r web 1, l https 1",
 		},
@@ -186,8 +190,10 @@ func TestScenarios(t *testing.T) {
 			}
 			var got []string
 			if w.envoyUp {
+				have := w.envoy.have
+				have[routes] = w.envoy.routes
 				for k := range numKinds {
-					for _, r := range w.envoy.have[k] {
+					for _, r := range have[k] {
 						got = append(got, fmt.Sprintf("%d %s %s %s", k, string("cesrl"[k]), r.GetName(), r.GetVersion()))
 					}
 				}
@@ -224,7 +230,7 @@ func TestScenarios(t *testing.T) {
 func TestReconnectingEnvoyGetsOnlyDifferences(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
 	w := newWorld(r, newFakeManager())
-	w.manager.set(set("c a 1", "e a 1", "c b 1", "e b 1", "r web 1 a b", "l http 1 web"))
+	w.manager.set(set("c a 1", "e a 1", "c b 1", "e b 1", "r web 1 a b", "l http 1"))
 	w.connectEnvoy(true)
 	w.connectManager(w.manager)
 	if err := drain(w, r); err != nil {
@@ -233,7 +239,7 @@ func TestReconnectingEnvoyGetsOnlyDifferences(t *testing.T) {
 	w.envoyUp = false
 	w.state.envoyClosed()
 	w.step()
-	w.manager.set(set("c a 1", "e a 1", "c b 1", "e b 2", "r web 1 a b", "l http 1 web"))
+	w.manager.set(set("c a 1", "e a 1", "c b 1", "e b 2", "r web 1 a b", "l http 1"))
 	if err := drain(w, r); err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +258,7 @@ func TestReconnectingEnvoyGetsOnlyDifferences(t *testing.T) {
 func TestEnvoyKeepsWhatIsNewerThanTheFile(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(8, 8))
-	older, newer := set("c a 1", "e a 1", "r web 1 a", "l http 1 web"), set("c b 1", "e b 1", "r web 2 b", "l http 2 web")
+	older, newer := set("c a 1", "e a 1", "r web 1 a", "l http 1"), set("c b 1", "e b 1", "r web 2 b", "l http 2")
 	w := newWorld(r, newFakeManager())
 	settle := func() {
 		t.Helper()
@@ -290,7 +296,7 @@ func TestRouteRefs(t *testing.T) {
 	mirror := func(name string) []*routev3.RouteAction_RequestMirrorPolicy {
 		return []*routev3.RouteAction_RequestMirrorPolicy{{Cluster: name}}
 	}
-	encoded, err := proto.Marshal(&routev3.RouteConfiguration{
+	encoded, err := proto.Marshal(&routev3.ScopedRouteConfiguration{Name: "nor-this", RouteConfiguration: &routev3.RouteConfiguration{
 		Name: "not-a-cluster", RequestMirrorPolicies: mirror("m1"),
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name: "nor-this", RequestMirrorPolicies: mirror("m2"),
@@ -306,7 +312,7 @@ func TestRouteRefs(t *testing.T) {
 				{Action: &routev3.Route_Redirect{Redirect: &routev3.RedirectAction{}}},
 			},
 		}},
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

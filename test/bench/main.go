@@ -473,7 +473,7 @@ func (b *bench) idle(ctx context.Context, _ int, length time.Duration) error {
 	}
 	time.Sleep(3 * time.Second) // the last statuses
 	pushes := func() (map[string]string, error) {
-		return b.pod.Stat("cluster_manager.cds.update_attempt", "listener_manager.lds.update_attempt", "http.port-"+strconv.Itoa(b.port)+".rds.port-"+strconv.Itoa(b.port)+".update_attempt")
+		return b.pod.Stat("cluster_manager.cds.update_attempt", "listener_manager.lds.update_attempt", "http.port-"+strconv.Itoa(b.port)+".scoped_rds.scopes.update_attempt")
 	}
 	writesBefore, err := b.writes()
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -342,16 +343,19 @@ func rebalance(ctx context.Context, key client.ObjectKey) {
 }
 
 // table is the result of this file, for people.
-type table struct{ rows []string }
+type table struct{ rows, failures []string }
 
 func (t *table) add(what string, took time.Duration, got report) {
 	t.rows = append(t.rows, fmt.Sprintf("| %s | %s | %d | %d | %s | %s |", what, took.Round(time.Second), got.Sent, got.Failed,
 		got.P99.Round(time.Millisecond/10), got.Slowest.Round(time.Millisecond)))
+	for _, failure := range got.Failures {
+		t.failures = append(t.failures, what+": "+failure)
+	}
 }
 
 func (t *table) String() string {
 	out := "| event, under 200 requests a second | took | sent | failed | p99 | slowest |\n|---|---|---|---|---|---|\n"
-	for _, row := range t.rows {
+	for _, row := range slices.Concat(t.rows, t.failures) {
 		out += row + "\n"
 	}
 	return out

@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -281,13 +282,17 @@ var _ = Describe("The objects of a gateway", Label("workload"), func() {
 			}
 			return quiet
 		}).WithTimeout(time.Minute).WithPolling(time.Second).Should(BeNumerically(">=", 6))
-		updates, err := pod.Stat("cluster_manager.cds.update_attempt", "listener_manager.lds.update_attempt", "http.rds")
+		pushes := func() (map[string]string, error) {
+			return pod.Stat("cluster_manager.cds.update_attempt", "listener_manager.lds.update_attempt", fmt.Sprintf("http.port-%d.scoped_rds.scopes.update_attempt", port))
+		}
+		updates, err := pushes()
 		Expect(err).NotTo(HaveOccurred())
+		Expect(updates).To(HaveLen(3))
 
 		main := harness.Gateway("default", "main", class, port)
 		change(ctx, main, func(gw *gatewayv1.Gateway) { gw.Annotations = map[string]string{"note": time.Now().String()} })
 		Consistently(func() []string { return writes()[count:] }).WithTimeout(4 * time.Second).WithPolling(time.Second).Should(BeEmpty())
-		Expect(pod.Stat("cluster_manager.cds.update_attempt", "listener_manager.lds.update_attempt", "http.rds")).To(Equal(updates))
+		Expect(pushes()).To(Equal(updates))
 	})
 })
 
