@@ -75,6 +75,8 @@ type ServiceRouteSpec struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.rewrite) || !has(self.rewrite.pathPrefix) || self.matches.all(m, m.path.type == 'PathPrefix')",message="rewrite.pathPrefix replaces the matched prefix, so every match of the rule needs path.type PathPrefix"
 // +kubebuilder:validation:XValidation:rule="!has(self.redirect) || !has(self.redirect.pathPrefix) || self.matches.all(m, m.path.type == 'PathPrefix')",message="redirect.pathPrefix replaces the matched prefix, so every match of the rule needs path.type PathPrefix"
 // +kubebuilder:validation:XValidation:rule="has(self.backends) || !(has(self.rewrite) || has(self.timeouts) || has(self.requestHeaders) || has(self.mirrors) || has(self.cors))",message="rewrite, timeouts, requestHeaders, mirrors and cors have no effect on a rule without backends: remove them"
+// +kubebuilder:validation:XValidation:rule="has(self.backends) || (!has(self.loadBalancing) && !has(self.sessionAffinity))",message="loadBalancing and sessionAffinity have no effect on a rule without backends: remove them"
+// +kubebuilder:validation:XValidation:rule="!has(self.sessionAffinity) || !has(self.backends) || size(self.backends.filter(b, b.weight > 0)) == 1",message="sessionAffinity binds clients to endpoints of one Service: exactly one backend may have a weight above 0"
 type ServiceRouteRule struct {
 	// Name of the rule, unique in the route. Policies and statuses refer to it.
 	//
@@ -92,13 +94,15 @@ type ServiceRouteRule struct {
 
 	// Backends share the requests in proportion to their weights. A backend
 	// that cannot be resolved keeps its share, answered with 500; one without
-	// ready endpoints answers 503.
+	// ready endpoints answers 503. Where priorities differ, others take over the
+	// share of such a backend: those of its priority, then those of the next.
 	//
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:XValidation:rule="self.exists(b, b.weight > 0)",message="backends: at least one weight must be above 0"
+	// +kubebuilder:validation:XValidation:rule="size(self) <= 8 || !self.exists(b, has(b.priority) && b.priority > 0)",message="backends: at most 8 where priorities are given"
 	Backends []Backend `json:"backends,omitempty"`
 
 	// DirectResponse answers without any backend.
@@ -147,6 +151,18 @@ type ServiceRouteRule struct {
 	//
 	// +optional
 	CORS *CORS `json:"cors,omitempty"`
+
+	// LoadBalancing says how an endpoint of a backend is chosen: by least
+	// requests when left out.
+	//
+	// +optional
+	LoadBalancing *LoadBalancing `json:"loadBalancing,omitempty"`
+
+	// SessionAffinity keeps a client's requests at one endpoint of the backend,
+	// for as long as that is there.
+	//
+	// +optional
+	SessionAffinity *SessionAffinity `json:"sessionAffinity,omitempty"`
 }
 
 // ServiceReference names a port of a Service.
@@ -185,6 +201,16 @@ type Backend struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000000
 	Weight *int32 `json:"weight,omitempty"`
+
+	// Priority orders backends for failover: requests go to those of the lowest
+	// number, and to the next only while those have no endpoint that could take
+	// them. Only the order of the numbers counts; 0 when left out. Among backends
+	// of one priority weights decide.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000
+	Priority *int32 `json:"priority,omitempty"`
 }
 
 // DirectResponseType is where a direct response comes from.

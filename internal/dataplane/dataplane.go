@@ -338,7 +338,7 @@ func (d *Dataplane) setUses(slicesOf func(model.Key) []*discoveryv1.EndpointSlic
 
 func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSlice) *clusterEndpoints {
 	set := model.Endpoints(cluster, found)
-	return &clusterEndpoints{cluster: cluster, set: set, resource: envoy.Endpoints(cluster.Name, set.Serving)}
+	return &clusterEndpoints{cluster: cluster, set: set, resource: envoy.Endpoints(cluster, set.Serving)}
 }
 
 // note remembers the sequence for those routes that changed. A route that did

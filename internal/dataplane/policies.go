@@ -273,7 +273,7 @@ func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.B
 	r.given, r.used = given, model.NewPolicyRules(slices.Collect(maps.Values(given)))
 	r.resource = endpoints.resource
 	if len(r.withheld) > 0 {
-		r.resource = envoy.Endpoints(cluster.Name, serving)
+		r.resource = envoy.Endpoints(cluster, serving)
 	}
 }
 

@@ -160,7 +160,7 @@ func probeListener(port int32) *listenerv3.Listener {
 }
 
 func pipeCluster(name, path string, http2 bool) *clusterv3.Cluster {
-	assignment := Endpoints(name, []model.Endpoint{{}})
+	assignment := loadAssignment(name, []model.Endpoint{{}})
 	assignment.Endpoints[0].LbEndpoints[0].GetEndpoint().Address = pipeAddress(path)
 	return &clusterv3.Cluster{
 		Name:                          name,

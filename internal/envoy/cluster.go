@@ -28,23 +28,18 @@ func cluster(from model.Cluster) *clusterv3.Cluster {
 	to := &clusterv3.Cluster{
 		Name:           from.Name,
 		ConnectTimeout: durationpb.New(connectTimeout),
-		LbPolicy:       clusterv3.Cluster_LEAST_REQUEST,
+		LbPolicy:       lbPolicies[from.LoadBalancing],
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{
 			// An endpoint known to be broken gets no requests, even when most of
 			// them are. But when all are set aside (the last one that was not has
 			// just gone), all are asked: below 1 % is none.
-			HealthyPanicThreshold: &typev3.Percent{Value: 1},
+			HealthyPanicThreshold: panicThreshold(),
 		},
 		// An endpoint that left its EndpointSlice is gone at once.
-		IgnoreHealthOnHostRemoval: true,
-		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
-			MaxConnections:     wrapperspb.UInt32(unlimited),
-			MaxPendingRequests: wrapperspb.UInt32(unlimited),
-			MaxRequests:        wrapperspb.UInt32(unlimited),
-			MaxRetries:         wrapperspb.UInt32(unlimited),
-		}}},
+		IgnoreHealthOnHostRemoval:     true,
+		CircuitBreakers:               unlimitedConcurrency(),
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpProtocolOptions: protocolOptions(from.HTTP2)},
-		OutlierDetection:              ejection(),
+		OutlierDetection:              ejection(from.BackedUp),
 		UpstreamBindConfig:            &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{userTimeout()}},
 		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{
 			TcpKeepalive: &corev3.TcpKeepalive{
@@ -62,13 +57,24 @@ func cluster(from model.Cluster) *clusterv3.Cluster {
 				RespectDnsTtl:   true,
 			}),
 		}}
-		to.LoadAssignment = loadAssignment(from.Name, []model.Endpoint{{Address: from.DNSName, Port: from.Port.Number}})
+		to.LoadAssignment = Endpoints(from, []model.Endpoint{{Address: from.DNSName, Port: from.Port.Number}})
 		return to
 	}
 	to.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
 	to.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: adsConfigSource()}
 	return to
 }
+
+func unlimitedConcurrency() *clusterv3.CircuitBreakers {
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+		MaxConnections:     wrapperspb.UInt32(unlimited),
+		MaxPendingRequests: wrapperspb.UInt32(unlimited),
+		MaxRequests:        wrapperspb.UInt32(unlimited),
+		MaxRetries:         wrapperspb.UInt32(unlimited),
+	}}}
+}
+
+func panicThreshold() *typev3.Percent { return &typev3.Percent{Value: 1} }
 
 // How an endpoint is noticed that has vanished with its node: nobody closes its
 // connections, and nobody refuses new ones.
@@ -102,9 +108,14 @@ func userTimeout() *corev3.SocketOption {
 
 // ejection sets an endpoint aside that cannot be reached, so that not every
 // request has to find out. Answers, whatever they are, do not count: whether a
-// 500 is a fault is for a policy to say.
-func ejection() *clusterv3.OutlierDetection {
+// 500 is a fault is for a policy to say. The last endpoint is not set aside,
+// except where others take over.
+func ejection(backedUp bool) *clusterv3.OutlierDetection {
 	never := wrapperspb.UInt32(0)
+	most := wrapperspb.UInt32(99) // percent: less than all
+	if backedUp {
+		most = wrapperspb.UInt32(100)
+	}
 	return &clusterv3.OutlierDetection{
 		SplitExternalLocalOriginErrors:         true,
 		ConsecutiveLocalOriginFailure:          wrapperspb.UInt32(3),
@@ -114,11 +125,10 @@ func ejection() *clusterv3.OutlierDetection {
 		EnforcingSuccessRate:                   never,
 		EnforcingLocalOriginSuccessRate:        never,
 		// It is tried again after 5 to 10 s, then 10 to 15, and so on.
-		BaseEjectionTime: durationpb.New(5 * time.Second),
-		MaxEjectionTime:  durationpb.New(30 * time.Second),
-		Interval:         durationpb.New(5 * time.Second),
-		// Never the last one: less than all.
-		MaxEjectionPercent: wrapperspb.UInt32(99),
+		BaseEjectionTime:   durationpb.New(5 * time.Second),
+		MaxEjectionTime:    durationpb.New(30 * time.Second),
+		Interval:           durationpb.New(5 * time.Second),
+		MaxEjectionPercent: most,
 	}
 }
 
@@ -143,8 +153,12 @@ func protocolOptions(http2 bool) *anypb.Any {
 
 // Endpoints is the resource that tells Envoy the endpoints of a cluster. With
 // none, requests to the cluster are answered with 503.
-func Endpoints(cluster string, endpoints []model.Endpoint) *endpointv3.ClusterLoadAssignment {
-	return loadAssignment(cluster, endpoints)
+func Endpoints(cluster model.Cluster, endpoints []model.Endpoint) *endpointv3.ClusterLoadAssignment {
+	assignment := loadAssignment(cluster.Name, endpoints)
+	if cluster.BackedUp {
+		assignment.Policy = onlyWhenEmpty()
+	}
+	return assignment
 }
 
 // loadAssignment groups endpoints by zone; they come sorted, and the order of

@@ -5,8 +5,8 @@
 //
 // Names are stable and mean something to a reader of a config dump: listeners
 // are "port-8888", the routes of a hostname "port-8888/shop.example.com",
-// clusters and their endpoints "namespace/service/port". The same Gateway gives
-// the same bytes.
+// clusters and their endpoints "namespace/service/port", followed by what is
+// special about them. The same Gateway gives the same bytes.
 package envoy
 
 import (
@@ -47,6 +47,8 @@ type Translator struct {
 	checked  map[string]checkedCluster
 	clusters map[model.Cluster]proto.Message
 	ports    map[string]*translatedPort
+	// failovers by name: it stands for all that they are.
+	failovers map[string]proto.Message
 }
 
 // translatedPort is a port as it was translated last.
@@ -80,7 +82,16 @@ func (t *Translator) Translate(gw model.Gateway) Resources {
 		clusters[c] = made
 		resources[resource.ClusterType][c.Name] = t.Checked(c.Name, made, gw.Health[c.Name].Check)
 	}
-	t.ports, t.clusters = ports, clusters
+	failovers := make(map[string]proto.Message, len(gw.Failovers))
+	for _, f := range gw.Failovers {
+		made, known := t.failovers[f.Name]
+		if !known {
+			made = failover(f)
+		}
+		failovers[f.Name] = made
+		resources[resource.ClusterType][f.Name] = made
+	}
+	t.ports, t.clusters, t.failovers = ports, clusters, failovers
 	for name := range t.checked {
 		if _, there := resources[resource.ClusterType][name]; !there {
 			delete(t.checked, name)

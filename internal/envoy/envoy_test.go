@@ -113,7 +113,7 @@ func durations(t testing.TB, node any) {
 	case map[string]any:
 		for key, child := range node {
 			durations(t, child)
-			if text, ok := child.(string); ok && (key == "maxAge" || key == "interval" || strings.HasSuffix(strings.ToLower(key), "timeout")) {
+			if text, ok := child.(string); ok && (key == "maxAge" || key == "interval" || key == "ttl" || strings.HasSuffix(strings.ToLower(key), "timeout")) {
 				duration, err := time.ParseDuration(text)
 				if err != nil {
 					t.Fatal(err)
@@ -129,7 +129,7 @@ func resourcesOf(in goldenCase) Resources {
 	resources[resource.EndpointType] = map[string]proto.Message{}
 	for _, cluster := range in.Gateway.Clusters {
 		if cluster.DNSName == "" {
-			resources[resource.EndpointType][cluster.Name] = Endpoints(cluster.Name, in.Endpoints[cluster.Name])
+			resources[resource.EndpointType][cluster.Name] = Endpoints(cluster, in.Endpoints[cluster.Name])
 		}
 	}
 	return resources
@@ -212,7 +212,7 @@ func static(t testing.TB, resources Resources) *bootstrapv3.Bootstrap {
 		if cluster.GetEdsClusterConfig() != nil {
 			cluster.EdsClusterConfig = nil
 			cluster.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
-			cluster.LoadAssignment = Endpoints(cluster.GetName(), nil)
+			cluster.LoadAssignment = loadAssignment(cluster.GetName(), nil)
 			if assignment := resources[resource.EndpointType][cluster.GetName()]; assignment != nil {
 				cluster.LoadAssignment = proto.Clone(assignment).(*endpointv3.ClusterLoadAssignment)
 			}

@@ -42,6 +42,7 @@ func route(from *model.Route) *routev3.Route {
 	default:
 		to.Action = &routev3.Route_Route{Route: routeAction(from)}
 		enableCORS(to, from.CORS)
+		enableAffinity(to, from.Affinity)
 	}
 	return to
 }
@@ -121,6 +122,7 @@ func routeAction(from *model.Route) *routev3.RouteAction {
 	action := &routev3.RouteAction{
 		Timeout:     durationpb.New(from.Timeout),
 		RetryPolicy: untouchedRetries(),
+		HashPolicy:  hashPolicy(from.Hash),
 		// The share of a backend that could not be resolved is answered like a
 		// rule that has no other.
 		ClusterNotFoundResponseCode: routev3.RouteAction_INTERNAL_SERVER_ERROR,
@@ -135,10 +137,16 @@ func routeAction(from *model.Route) *routev3.RouteAction {
 		// Who waits this long for an answer is not idle.
 		action.IdleTimeout = durationpb.New(from.Timeout)
 	}
+	if from.FailsOver {
+		action.RetryPolicy.RetryPriority = nextPriority()
+	}
 	if len(from.Backends) == 1 {
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: from.Backends[0].Cluster}
 	} else {
 		weighted := &routev3.WeightedCluster{}
+		if from.Hash != nil {
+			weighted.RandomValueSpecifier = &routev3.WeightedCluster_UseHashPolicy{UseHashPolicy: wrapperspb.Bool(true)}
+		}
 		for _, backend := range from.Backends {
 			weighted.Clusters = append(weighted.Clusters, &routev3.WeightedCluster_ClusterWeight{
 				Name: backend.Cluster, Weight: wrapperspb.UInt32(backend.Weight),

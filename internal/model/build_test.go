@@ -263,6 +263,18 @@ func checkInvariants(t testing.TB, result Result) {
 		for _, cluster := range gateway.Clusters {
 			clusters[gateway.Key][cluster.Name] = true
 		}
+		failovers := map[string]bool{}
+		for _, failover := range gateway.Failovers {
+			for _, member := range failover.Members {
+				if !clusters[gateway.Key][member] || member == MissingCluster {
+					t.Errorf("Gateway %s: failover %s has the member %s, which is no cluster", gateway.Key, failover.Name, member)
+				}
+			}
+			failovers[failover.Name] = true
+		}
+		for name := range failovers {
+			clusters[gateway.Key][name] = true
+		}
 		binds := map[int32]bool{}
 		for _, port := range gateway.Ports {
 			if binds[port.Bind] {

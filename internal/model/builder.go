@@ -83,19 +83,23 @@ type contribution struct {
 	gateway   *gateway
 	listeners []*listener
 	clusters  []Cluster
+	failovers []Failover
 	backends  []isolable
 }
 
 // traffic is what the routes of a gateway amount to.
 type traffic struct {
 	clusters counts[string, Cluster]
-	services counts[Key, BackendService]
-	isolated map[Key]int // how many routes want it of a Service
-	attached map[*listener]int32
-	ports    []Port
-	// clusterList and serviceList are sorted.
-	clusterList []Cluster
-	serviceList []BackendService
+	// failovers by name: it stands for all that they are.
+	failovers counts[string, Failover]
+	services  counts[Key, BackendService]
+	isolated  map[Key]int // how many routes want it of a Service
+	attached  map[*listener]int32
+	ports     []Port
+	// The lists are sorted.
+	clusterList  []Cluster
+	failoverList []Failover
+	serviceList  []BackendService
 }
 
 // counts are values by name, each with how many have brought it.
@@ -191,7 +195,7 @@ func (b *Builder) update(in Inputs) bool {
 	b.result = Result{}
 	for _, gw := range b.frame.sorted {
 		b.traffic[gw] = &traffic{
-			clusters: counts[string, Cluster]{}, services: counts[Key, BackendService]{},
+			clusters: counts[string, Cluster]{}, failovers: counts[string, Failover]{}, services: counts[Key, BackendService]{},
 			isolated: map[Key]int{}, attached: map[*listener]int32{}, ports: gw.emptyPorts(),
 		}
 	}
@@ -259,7 +263,7 @@ func (b *Builder) link(source *v1alpha1.ServiceRoute) *link {
 		status: RouteStatus{Key: key, UID: string(source.UID), Generation: source.Generation},
 	}
 	rules, resolved := by.resolve(source)
-	made.rules, made.status.Backends = rules, backendStatuses(rules)
+	made.rules, made.status.Backends, made.status.Groups = rules, backendStatuses(rules), groups(rules)
 	refs, refused := by.parents(source)
 	if refused != nil {
 		made.parents = append(made.parents, attachment{status: *refused})
@@ -331,7 +335,10 @@ func (b *Builder) bring(gone []*link, touched map[*link]bool) {
 		for i := range of {
 			gw := of[i].gateway
 			if moved[gw] == nil {
-				moved[gw] = &moves{traffic: b.traffic[gw], clusters: changes[string, Cluster]{}, services: changes[Key, BackendService]{}}
+				moved[gw] = &moves{
+					traffic: b.traffic[gw], clusters: changes[string, Cluster]{},
+					failovers: changes[string, Failover]{}, services: changes[Key, BackendService]{},
+				}
 			}
 			by(moved[gw], &of[i])
 		}
@@ -366,8 +373,9 @@ func (b *Builder) bring(gone []*link, touched map[*link]bool) {
 type moves struct {
 	*traffic
 
-	clusters changes[string, Cluster]
-	services changes[Key, BackendService]
+	clusters  changes[string, Cluster]
+	failovers changes[string, Failover]
+	services  changes[Key, BackendService]
 }
 
 func (m *moves) add(c *contribution) {
@@ -377,6 +385,10 @@ func (m *moves) add(c *contribution) {
 	for _, cluster := range c.clusters {
 		m.traffic.clusters.add(cluster.Name, cluster)
 		m.clusters[cluster.Name] = nil
+	}
+	for _, failover := range c.failovers {
+		m.traffic.failovers.add(failover.Name, failover)
+		m.failovers[failover.Name] = nil
 	}
 	for _, backend := range c.backends {
 		m.traffic.services.add(backend.Key, backend.BackendService)
@@ -394,6 +406,10 @@ func (m *moves) remove(c *contribution) {
 	for _, cluster := range c.clusters {
 		m.traffic.clusters.remove(cluster.Name)
 		m.clusters[cluster.Name] = nil
+	}
+	for _, failover := range c.failovers {
+		m.traffic.failovers.remove(failover.Name)
+		m.failovers[failover.Name] = nil
 	}
 	for _, backend := range c.backends {
 		m.traffic.services.remove(backend.Key)
@@ -422,6 +438,7 @@ func (m *moves) settle() (flipped map[Key]bool) {
 		}
 	}
 	m.clusterList = amend(m.clusterList, func(c Cluster) string { return c.Name }, strings.Compare, m.clusters.of(m.traffic.clusters))
+	m.failoverList = amend(m.failoverList, func(f Failover) string { return f.Name }, strings.Compare, m.failovers.of(m.traffic.failovers))
 	m.serviceList = amend(m.serviceList, func(s BackendService) Key { return s.Key }, compareKeys, m.services.of(m.traffic.services))
 	return flipped
 }
@@ -442,6 +459,11 @@ func (l *link) contributions() []contribution {
 				for _, cluster := range rule.clusters {
 					if !slices.ContainsFunc(all[at].clusters, func(c Cluster) bool { return c.Name == cluster.Name }) {
 						all[at].clusters = append(all[at].clusters, cluster)
+					}
+				}
+				for _, failover := range rule.failovers {
+					if !slices.ContainsFunc(all[at].failovers, func(f Failover) bool { return f.Name == failover.Name }) {
+						all[at].failovers = append(all[at].failovers, failover)
 					}
 				}
 			}
@@ -509,7 +531,8 @@ func (b *Builder) conclude(gone []*link, touched map[*link]bool, placed []*host)
 			port.VirtualHosts = amend(port.VirtualHosts, func(h VirtualHost) string { return h.Hostname }, strings.Compare, hosts[gw][port.Number])
 		}
 		model := gw.model
-		model.Ports, model.Clusters, model.Services = traffic.ports, traffic.clusterList, traffic.serviceList
+		model.Ports, model.Services = traffic.ports, traffic.serviceList
+		model.Clusters, model.Failovers = traffic.clusterList, traffic.failoverList
 		result.Gateways = append(result.Gateways, model)
 	}
 	b.result = result

@@ -203,7 +203,7 @@ func (b *linker) mirrors(namespace string, from *v1alpha1.ServiceRouteRule, to *
 	for i := range from.Mirrors {
 		mirror := &from.Mirrors[i]
 		service := serviceOf(namespace, mirror.ServiceReference)
-		cluster, why, problem := b.backend(namespace, service, mirror.Port)
+		cluster, why, problem := b.backend(namespace, service, mirror.Port, LeastRequest)
 		if problem != "" {
 			reason = cmp.Or(reason, why)
 			problems = append(problems, fmt.Sprintf("rule %q: %s (nothing is mirrored to it)", from.Name, problem))

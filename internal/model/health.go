@@ -271,7 +271,7 @@ func (b *Builder) healthTarget(target healthTarget, policy *v1alpha1.HealthPolic
 		port := &service.Spec.Ports[i]
 		if target.port == "" || port.Name == target.port {
 			found = true
-			http2 = http2 || clusterOf(service, port).HTTP2
+			http2 = http2 || clusterOf(service, port, LeastRequest).HTTP2
 		}
 	}
 	switch {

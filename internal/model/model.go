@@ -105,6 +105,8 @@ type Gateway struct {
 	// Health of those clusters that a HealthPolicy is for, by name. For the
 	// others it is derived from their pods (Derive).
 	Health map[string]Health
+	// Failovers over them, sorted by name.
+	Failovers []Failover
 	// Services that these are ports of, sorted by key.
 	Services []BackendService
 	// Infrastructure is how its pods are run. Nil where that cannot be known
@@ -139,6 +141,13 @@ type Route struct {
 
 	// Backends share the requests. Empty where the gateway answers itself.
 	Backends []WeightedCluster
+	// FailsOver tells that there are Failovers among them.
+	FailsOver bool
+	// Hash is what of a request is hashed; nil where nothing is.
+	Hash *Hash
+	// Affinity is the cookie that binds clients to endpoints; nil where they are
+	// not bound.
+	Affinity *Cookie
 	// Mirrors get copies of requests.
 	Mirrors []Mirror
 	// Rewrite changes the request on its way to the backend.
@@ -208,7 +217,8 @@ type ValueMatch struct {
 
 // WeightedCluster is a cluster's share of a route's requests.
 type WeightedCluster struct {
-	// Cluster is a name in Gateway.Clusters, or MissingCluster.
+	// Cluster is a name in Gateway.Clusters or Gateway.Failovers, or
+	// MissingCluster.
 	Cluster string
 	// Weight, above 0; the share is weight divided by the sum of weights.
 	Weight uint32
@@ -300,9 +310,13 @@ type Cluster struct {
 	// DNSName is the host to resolve, for a Service of type ExternalName. Its
 	// endpoints come from DNS, all others' from EndpointSlices.
 	DNSName string
-	// HTTP2 tells that the backend speaks HTTP/2 without TLS
-	// (appProtocol kubernetes.io/h2c).
+	// HTTP2 tells that the backend speaks HTTP/2 without TLS.
 	HTTP2 bool
+	// LoadBalancing is how an endpoint is chosen; empty: LeastRequest.
+	LoadBalancing LoadBalancing
+	// BackedUp tells that other clusters take over when this one has no endpoint
+	// that could take a request.
+	BackedUp bool
 	// TargetPort is the pods' own port, where that is known without asking the
 	// pods; 0 where it is not.
 	TargetPort int32
@@ -382,6 +396,9 @@ type RouteStatus struct {
 	Hosts []string
 	// Backends of its rules, each Service port once, sorted.
 	Backends []BackendStatus
+	// Groups are the clusters of its rules in which backends take over from each
+	// other.
+	Groups [][]string
 	// Parents in the order of its parentRefs.
 	Parents []ParentStatus
 }

@@ -273,7 +273,7 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 	mesh.Display.Programmed = programmed.String()
 
 	var readyEndpoints, endpoints int
-	var empty []string
+	var empty, relieved []string
 	for _, backend := range route.Backends {
 		shown := v1alpha1.MeshRouteBackend{
 			Namespace: gatewayv1.Namespace(backend.Service.Namespace),
@@ -288,7 +288,11 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 				shown.Endpoints, shown.ReadyEndpoints = int32(len(set.All)), int32(set.Ready)
 				readyEndpoints += set.Ready
 				endpoints += len(set.All)
-				if len(set.Serving) == 0 && !backend.Idle {
+				switch {
+				case len(set.Serving) > 0 || backend.Idle:
+				case route.relieved(cluster.Name, o.Endpoints):
+					relieved = append(relieved, fmt.Sprintf("Service %s has no ready endpoint on port %s, so others take its requests", backend.Service, backend.Port))
+				default:
 					empty = append(empty, fmt.Sprintf("Service %s has no ready endpoint on port %s: requests to it get 503", backend.Service, backend.Port))
 				}
 			}
@@ -300,7 +304,7 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 	}
 
 	if len(mesh.Conditions) == 1 && mesh.Conditions[0].Status == metav1.ConditionTrue {
-		message := "serving"
+		message := joined(append([]string{"serving"}, relieved...))
 		mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, message)
 		if len(empty) > 0 {
 			mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonNoEndpoints, joined(empty))
@@ -308,6 +312,25 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 		mesh.Conditions = at(route.Generation, mesh.Conditions)
 	}
 	return mesh
+}
+
+// relieved tells whether, in every rule in which a cluster of the route takes
+// part, others have endpoints for its requests. (A host name may have some.)
+func (r RouteStatus) relieved(cluster string, endpoints map[string]EndpointSet) bool {
+	relieved := false
+	for _, group := range r.Groups {
+		if !slices.Contains(group, cluster) {
+			continue
+		}
+		relieved = slices.ContainsFunc(group, func(name string) bool {
+			set, known := endpoints[name]
+			return !known || len(set.Serving) > 0
+		})
+		if !relieved {
+			return false
+		}
+	}
+	return relieved
 }
 
 func abbreviated(hosts []string) string {

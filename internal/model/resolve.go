@@ -29,31 +29,18 @@ func (b *linker) resolve(source *v1alpha1.ServiceRoute) ([]rule, metav1.Conditio
 			rules[i] = to // the gateway answers
 			continue
 		}
-		for _, backend := range from.Backends {
-			service := serviceOf(source.Namespace, backend.ServiceReference)
-			weight := uint32(max(valueOr(backend.Weight, 1), 0))
-			cluster, why, problem := b.backend(source.Namespace, service, backend.Port)
-			if problem != "" {
-				consequence := " (requests to it get 500)"
-				if weight == 0 {
-					consequence = " (its weight is 0: no request goes to it)"
-				}
-				problems = append(problems, fmt.Sprintf("rule %q: %s%s", from.Name, problem, consequence))
-				if len(problems) == 1 {
-					reason = why
-				}
+		for _, problem := range b.backends(source.Namespace, from, &to) {
+			consequence := " (requests to it get 500)"
+			switch {
+			case problem.idle:
+				consequence = " (its weight is 0: no request goes to it)"
+			case !to.misses():
+				consequence = " (its requests go to other backends of the rule)"
 			}
-			share := WeightedCluster{Cluster: MissingCluster, Weight: weight}
-			if cluster != nil {
-				share.Cluster = cluster.Name
-				to.clusters = append(to.clusters, *cluster)
+			problems = append(problems, fmt.Sprintf("rule %q: %s%s", from.Name, problem.what, consequence))
+			if len(problems) == 1 {
+				reason = problem.reason
 			}
-			if weight > 0 {
-				to.route.Backends = append(to.route.Backends, share)
-			}
-			to.backends = append(to.backends, BackendStatus{
-				Service: service, Port: backend.Port.String(), Cluster: cluster, Idle: weight == 0,
-			})
 		}
 		why, unmirrored := b.mirrors(source.Namespace, from, &to)
 		if len(problems) == 0 && len(unmirrored) > 0 {
@@ -68,9 +55,40 @@ func (b *linker) resolve(source *v1alpha1.ServiceRoute) ([]rule, metav1.Conditio
 	return rules, condition(v1alpha1.ConditionResolvedRefs, metav1.ConditionTrue, reason, "all backends resolve")
 }
 
+// unresolved is why a backend cannot be used; idle: nobody uses it.
+type unresolved struct {
+	reason, what string
+	idle         bool
+}
+
+// backends looks up the backends of a rule, and returns those that cannot be used.
+func (b *linker) backends(namespace string, from *v1alpha1.ServiceRouteRule, to *rule) (problems []unresolved) {
+	balancing, hash := loadBalancingOf(from.LoadBalancing)
+	to.route.Hash, to.route.Affinity = hash, affinityOf(from.SessionAffinity)
+	var candidates []candidate
+	for _, backend := range from.Backends {
+		service := serviceOf(namespace, backend.ServiceReference)
+		weight := uint32(max(valueOr(backend.Weight, 1), 0))
+		cluster, reason, problem := b.backend(namespace, service, backend.Port, balancing)
+		if problem != "" {
+			problems = append(problems, unresolved{reason, problem, weight == 0})
+		}
+		if weight > 0 {
+			candidates = append(candidates, candidate{cluster, weight, valueOr(backend.Priority, 0)})
+		} else if cluster != nil {
+			to.clusters = append(to.clusters, *cluster)
+		}
+		to.backends = append(to.backends, BackendStatus{
+			Service: service, Port: backend.Port.String(), Cluster: cluster, Idle: weight == 0,
+		})
+	}
+	to.share(candidates)
+	return problems
+}
+
 // backend finds the Service port of a backend, or the reason and the problem
 // for which it cannot be used.
-func (b *linker) backend(from string, key Key, port intstr.IntOrString) (cluster *Cluster, reason, problem string) {
+func (b *linker) backend(from string, key Key, port intstr.IntOrString, balancing LoadBalancing) (cluster *Cluster, reason, problem string) {
 	if key.Namespace != from && !b.granted(from, key) {
 		// Said before it is known whether the Service exists: nobody learns of
 		// other namespaces' Services what they were not granted.
@@ -97,7 +115,7 @@ func (b *linker) backend(from string, key Key, port intstr.IntOrString) (cluster
 			otherProtocol = have.Protocol // the same number may be there for TCP, too
 			continue
 		}
-		return clusterOf(service, have), "", ""
+		return clusterOf(service, have, balancing), "", ""
 	}
 	if otherProtocol != "" {
 		return nil, v1alpha1.ReasonUnsupportedService, fmt.Sprintf(
@@ -105,13 +123,13 @@ func (b *linker) backend(from string, key Key, port intstr.IntOrString) (cluster
 	}
 	if external && port.Type == intstr.Int {
 		// Its ports need not be listed: they are whatever the host has.
-		return clusterOf(service, &corev1.ServicePort{Port: port.IntVal}), "", ""
+		return clusterOf(service, &corev1.ServicePort{Port: port.IntVal}, balancing), "", ""
 	}
 	return nil, v1alpha1.ReasonPortNotFound, fmt.Sprintf(
 		"Service %s has no TCP port %s, it has %s: correct the backend's port", key, port.String(), portList(service))
 }
 
-func clusterOf(service *corev1.Service, port *corev1.ServicePort) *Cluster {
+func clusterOf(service *corev1.Service, port *corev1.ServicePort, balancing LoadBalancing) *Cluster {
 	key := keyOf(service)
 	cluster := &Cluster{
 		Name:    key.Namespace + "/" + key.Name + "/" + strconv.Itoa(int(port.Port)),
@@ -135,6 +153,10 @@ func clusterOf(service *corev1.Service, port *corev1.ServicePort) *Cluster {
 		cluster.Port.Name, cluster.TargetPort = "", 0 // no EndpointSlice to join, no pods
 		cluster.DNSName = service.Spec.ExternalName
 		cluster.Name += "/dns/" + cluster.DNSName
+	}
+	if balancing != LeastRequest {
+		cluster.LoadBalancing = balancing
+		cluster.Name += "/" + string(balancing)
 	}
 	return cluster
 }
@@ -196,6 +218,9 @@ func backendStatuses(rules []rule) []BackendStatus {
 			continue
 		}
 		once[i].Idle = once[i].Idle && backend.Idle
+		if have := once[i].Cluster; have != nil && have.BackedUp && backend.Cluster != nil && !backend.Cluster.BackedUp && !backend.Idle {
+			once[i].Cluster = backend.Cluster // where its endpoints are missed most
+		}
 	}
 	return once
 }

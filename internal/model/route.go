@@ -362,10 +362,12 @@ func covers(wide, narrow string) bool {
 
 // rule is a ServiceRouteRule with its backends resolved.
 type rule struct {
-	name     string
-	matches  []ruleMatch
-	invalid  []string // why others of its matches are left out
-	route    Route    // without name and match
-	clusters []Cluster
-	backends []BackendStatus
+	name      string
+	matches   []ruleMatch
+	invalid   []string // why others of its matches are left out
+	route     Route    // without name and match
+	clusters  []Cluster
+	failovers []Failover
+	group     []string // clusters that take over from each other
+	backends  []BackendStatus
 }

@@ -420,7 +420,7 @@ func TestRealEnvoy(t *testing.T) {
 			name := fmt.Sprintf("shop/web-%d/80", i)
 			cs = append(cs, model.Cluster{Name: name})
 			rs = append(rs, model.Route{Name: name, Match: model.Match{Path: fmt.Sprintf("/%d", i), Type: model.PathExact}, Backends: []model.WeightedCluster{{Cluster: name, Weight: 1}}})
-			eds[name] = envoy.Endpoints(name, []model.Endpoint{{Address: "127.0.0.1", Port: int32(address.Port)}})
+			eds[name] = envoy.Endpoints(model.Cluster{Name: name}, []model.Endpoint{{Address: "127.0.0.1", Port: int32(address.Port)}})
 		}
 		made := model.Gateway{Key: model.Key(gw), Clusters: cs, Ports: []model.Port{{
 			Number: port, Bind: port, VirtualHosts: []model.VirtualHost{{Hostname: "*", Routes: rs}},

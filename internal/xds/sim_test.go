@@ -692,8 +692,10 @@ func simulate(seed uint64) error {
 			return fmt.Errorf("in the end Envoy has %v, wanted %v", got[k], want[k])
 		}
 	}
-	if len(w.envoy.rewarm) > 0 && w.envoy.asked[routes] {
-		return fmt.Errorf("in the end these clusters are still warming: %v", w.envoy.rewarm)
+	for name := range w.envoy.rewarm {
+		if _, wanted := want[clusters][name]; wanted {
+			return fmt.Errorf("in the end cluster %s is still warming", name)
+		}
 	}
 	if !w.leader.applied() {
 		return fmt.Errorf("in the end sequence %d is not applied: %+v %v", w.leader.tracker.sequence, w.leader.tracker.acks(), w.manager.answers)

@@ -8,6 +8,7 @@ import (
 	. "github.com/onsi/gomega"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/test/harness"
 )
 
@@ -66,6 +67,44 @@ var _ = Describe("A backend", Label("resilience", "backends"), func() {
 		AddReportEntry("unplugged", report.String())
 		Expect(report).To(HaveField("Failed", 0))
 		Expect(report.Worst).To(BeNumerically("<", 9500*time.Millisecond))
+	})
+
+	It("is relieved by the Service of the next priority", func(ctx SpecContext) {
+		namespace := newNamespace(ctx)
+		host := hostOf(namespace)
+		preferred, spare := backend("preferred", slow("preferred")), backend("spare", slow("spare"))
+		slice := harness.Endpoints(namespace, "preferred", preferred)
+		route := harness.Route(namespace, "app", host, "spare", harness.Parent("default", "main"))
+		route.Spec.Rules[0].Backends[0].Priority = new(int32(70))
+		first := route.Spec.Rules[0].Backends[0]
+		first.Name, first.Priority = "preferred", new(int32(7))
+		route.Spec.Rules[0].Backends = append(route.Spec.Rules[0].Backends, first)
+		create(ctx, harness.Service(namespace, "preferred"), slice,
+			harness.Service(namespace, "spare"), harness.Endpoints(namespace, "spare", spare), route)
+		Eventually(status(host, "/")).Should(Equal(200))
+
+		load := harness.StartLoad(300, url(port), host)
+		used := func(b *harness.Backend) {
+			GinkgoHelper()
+			before := b.Requests.Load()
+			Eventually(b.Requests.Load).Should(BeNumerically(">", before+200))
+		}
+		used(preferred)
+		Expect(spare.Requests.Load()).To(BeZero(), "while the preferred one has an endpoint")
+		var endpoints []discoveryv1.Endpoint
+		change(ctx, slice, func(s *discoveryv1.EndpointSlice) { endpoints, s.Endpoints = s.Endpoints, nil })
+		used(spare)
+		Eventually(func() (string, error) {
+			mesh, err := meshRoute(ctx, route)()
+			return condition(mesh.Conditions, v1alpha1.ConditionReady), err
+		}).Should(Equal("True Ready: serving; Service " + namespace + "/preferred has no ready endpoint on port 80, so others take its requests"))
+		change(ctx, slice, func(s *discoveryv1.EndpointSlice) { s.Endpoints = endpoints })
+		used(preferred)
+		preferred.Close() // and Kubernetes has not noticed
+		used(spare)
+		report := load.Stop()
+		AddReportEntry("failed over", report.String())
+		Expect(report).To(HaveField("Failed", 0))
 	})
 
 	It("that was set aside is asked again at once when no other is left", func(ctx SpecContext) {
