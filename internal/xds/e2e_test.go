@@ -368,7 +368,13 @@ func TestRealEnvoy(t *testing.T) {
 	if binary == "" {
 		t.Skip("ENVOY_BIN names no Envoy")
 	}
-	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			<-r.Context().Done() // until the check gives up
+			return
+		}
+		io.WriteString(w, "hello")
+	}))
 	defer backend.Close()
 	dir := t.TempDir()
 
@@ -470,6 +476,31 @@ func TestRealEnvoy(t *testing.T) {
 	m.applied(t, m.Set(gw, grown).Sequence)
 	t.Logf("one more route among 1,000 took %v", time.Since(start))
 	get("/1000")
+
+	// One whose endpoints are asked whether they are well, and are slow to answer:
+	// it serves at once. So it does when that is asked of one that is in use.
+	withCheck := func(g *model.Gateway) {
+		g.Health = map[string]model.Health{}
+		for _, cluster := range g.Clusters {
+			g.Health[cluster.Name] = model.Health{Check: &model.HealthCheck{
+				Type: model.CheckHTTP, Path: "/healthz", Host: "web", Statuses: []model.StatusRange{{Start: 200, End: 399}},
+				Interval: time.Minute, Timeout: 3 * time.Second, HealthyThreshold: 1, UnhealthyThreshold: 3,
+			}}
+		}
+	}
+	m.applied(t, m.Set(gw, content(2, nil)).Sequence)
+	start = time.Now()
+	m.applied(t, m.Set(gw, content(3, withCheck)).Sequence)
+	for range 10 {
+		for _, path := range []string{"/2", "/0"} {
+			get(path)
+		}
+	}
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("a new route with a health check took %v", took)
+	} else {
+		t.Logf("a new route with a health check took %v", took)
+	}
 
 	// A cluster that Envoy refuses: told by name, and the old routes go on.
 	refused := content(3, nil)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -14,6 +15,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // ref names a resource that another one needs.
@@ -72,6 +74,43 @@ func listenerRefs(body []byte) ([]ref, error) {
 	slices.SortFunc(refs, compareRefs)
 	return slices.Compact(refs), nil
 }
+
+// hasHealthChecks tells whether a cluster asks its endpoints whether they are
+// well.
+func hasHealthChecks(body []byte) bool {
+	c := &clusterv3.Cluster{}
+	return proto.Unmarshal(body, c) == nil && len(c.GetHealthChecks()) > 0
+}
+
+// unasked is a version of endpoints that are not asked whether they are well.
+//
+// A cluster that asks is not used before each endpoint that it begins with was
+// asked once, which may take as long as the slowest takes to answer, and Envoy
+// acknowledges no cluster meanwhile: one backend would hold up the routes of all.
+// So a cluster begins with endpoints that are not asked, and is given the same
+// again at once, as they are. From then on they are asked, and get requests
+// meanwhile as long as none of them has passed.
+func unasked(of *version) *version {
+	assignment := &endpointv3.ClusterLoadAssignment{}
+	if err := proto.Unmarshal(of.GetResource().GetValue(), assignment); err != nil {
+		return of // Envoy will refuse it
+	}
+	for _, locality := range assignment.GetEndpoints() {
+		for _, endpoint := range locality.GetLbEndpoints() {
+			endpoint.GetEndpoint().HealthCheckConfig = &endpointv3.Endpoint_HealthCheckConfig{DisableActiveHealthCheck: true}
+		}
+	}
+	body, err := proto.Marshal(assignment)
+	if err != nil {
+		return of
+	}
+	return &version{unasked: of, Resource: &discoveryv3.Resource{
+		Name: of.GetName(), Version: of.GetVersion() + unaskedSuffix,
+		Resource: &anypb.Any{TypeUrl: resource.EndpointType, Value: body},
+	}}
+}
+
+const unaskedSuffix = "/unasked"
 
 // withoutContent tells whether a resource is a secret that says "keep the one
 // that you have".

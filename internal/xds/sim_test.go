@@ -43,7 +43,11 @@ func body(k kind, name string, refs ...string) proto.Message {
 				Name: "envoy.clusters.aggregate", TypedConfig: packed(&aggregatev3.ClusterConfig{Clusters: refs}),
 			}}}
 		}
-		return &clusterv3.Cluster{Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}}
+		c := &clusterv3.Cluster{Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}}
+		if checksHealth(name) {
+			c.HealthChecks = []*corev3.HealthCheck{{}}
+		}
+		return c
 	case endpoints:
 		return &endpointv3.ClusterLoadAssignment{ClusterName: name}
 	case routes:
@@ -67,6 +71,14 @@ func body(k kind, name string, refs ...string) proto.Message {
 		}})
 	}
 	return l
+}
+
+// checksHealth tells which clusters do, here.
+func checksHealth(cluster string) bool { return strings.HasPrefix(cluster, "h") }
+
+// notAsked tells that endpoints are as a cluster that checks health begins with.
+func notAsked(endpoints *discoveryv3.Resource) bool {
+	return strings.HasSuffix(endpoints.GetVersion(), unaskedSuffix)
 }
 
 func res(k kind, name, version string, refs ...string) *discoveryv3.Resource {
@@ -190,6 +202,7 @@ type fakeEnvoy struct {
 	have   content
 	warm   map[string]bool // clusters
 	rewarm map[string]bool // clusters changed, endpoints not come again yet
+	late   map[string]bool // of these, those that an earlier stream has left so
 	subs   [numKinds]map[string]bool
 	asked  [numKinds]bool
 	in     []*discoveryv3.DeltaDiscoveryResponse
@@ -217,6 +230,9 @@ func newFakeEnvoy(r *rand.Rand) *fakeEnvoy {
 // connect sends the first requests of a stream.
 func (e *fakeEnvoy) connect() {
 	e.in, e.out = nil, nil
+	// Nobody can tell that these are not there yet: they ask as they begin, and
+	// are late.
+	e.late = maps.Clone(e.rewarm)
 	for k := range numKinds {
 		again := k != routes || e.asked[k]
 		e.asked[k] = false
@@ -303,9 +319,14 @@ func (e *fakeEnvoy) receive() error {
 				e.rewarm[r.GetName()] = true
 			}
 		case endpoints:
+			name := r.GetName()
+			if checksHealth(name) && e.have[clusters][name] != nil && (e.rewarm[name] && !e.late[name] || !e.warm[name]) && !notAsked(r) {
+				return fmt.Errorf("cluster %s was given endpoints to ask before it was there, and would wait for their answers", name)
+			}
 			if e.have[clusters][r.GetName()] != nil {
 				e.warm[r.GetName()] = true
 				delete(e.rewarm, r.GetName())
+				delete(e.late, r.GetName())
 			}
 		case routes:
 			for _, cluster := range refsOf(k, r) {
@@ -516,7 +537,7 @@ func randomContent(r *rand.Rand, withBad bool) content {
 	var names []string
 	for i := range 6 {
 		if r.IntN(2) == 0 {
-			name := "c" + strconv.Itoa(i)
+			name := string("ch"[i%2]) + strconv.Itoa(i)
 			names = append(names, name)
 			c[clusters][name] = res(clusters, name, version())
 			c[endpoints][name] = res(endpoints, name, version())

@@ -111,6 +111,7 @@ type item struct {
 
 	subscribed bool // named types only
 	resend     bool // Envoy wants it again although it has it
+	unasked    bool // endpoints of a cluster that was just sent: first without being asked
 	leaving    bool // a removal was sent: until an acknowledgement Envoy may have it or not
 	told       bool // Envoy was told that it does not exist
 	ready      bool // clusters: routes may lead here
@@ -122,10 +123,12 @@ type item struct {
 // version is one version of a resource.
 type version struct {
 	*discoveryv3.Resource
-	refs    []ref  // sorted
-	keep    bool   // no content: the one that Envoy has is to stay
-	refused string // Envoy's words
-	unknown bool   // Envoy has it; its content is not known here
+	refs    []ref    // sorted
+	keep    bool     // no content: the one that Envoy has is to stay
+	refused string   // Envoy's words
+	unknown bool     // Envoy has it; its content is not known here
+	checked bool     // clusters: their endpoints are asked whether they are well
+	unasked *version // endpoints: the same as that one, but not to be asked yet
 	holders int
 }
 
@@ -310,7 +313,7 @@ func (s *relayState) want(k kind, it *item, r *discoveryv3.Resource) {
 	} else if v := it.find(r.GetVersion()); v != nil {
 		it.desired = v
 	} else {
-		it.desired = &version{Resource: r, keep: withoutContent(r)}
+		it.desired = &version{Resource: r, keep: withoutContent(r), checked: k == clusters && hasHealthChecks(r.GetResource().GetValue())}
 		if refs := kinds[k].refs; refs != nil {
 			// What cannot be read has no references: Envoy will refuse it.
 			it.desired.refs, _ = refs(r.GetResource().GetValue())
@@ -349,7 +352,7 @@ func (s *relayState) envoyClosed() {
 		ts.requested, ts.greeted, ts.settled, ts.flight, ts.retries, ts.stale = false, false, false, nil, nil, true
 		for _, it := range ts.items {
 			s.setHeld(kind(k), it, nil)
-			it.subscribed, it.resend, it.told = false, false, false
+			it.subscribed, it.resend, it.told, it.unasked = false, false, false, false
 			s.mark(kind(k), it)
 		}
 	}
@@ -381,6 +384,7 @@ func (s *relayState) envoyRequest(req *discoveryv3.DeltaDiscoveryRequest) {
 			// a cluster that was sent before this came and wants it again.
 			if _, has := req.GetInitialResourceVersions()[name]; !has || ts.requested {
 				it.resend = true
+				it.unasked = it.unasked || s.checked(it)
 			}
 			it.subscribed, it.told = true, false
 			s.mark(k, it)
@@ -437,6 +441,11 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 		s.mark(k, entries[0].it)
 	case alone:
 		it, v := entries[0].it, entries[0].v
+		if v.unasked != nil {
+			s.forget(k, it, v)
+			v = v.unasked
+			s.hold(k, v)
+		}
 		v.refused = clip(refusal.GetMessage())
 		if k == secrets && strings.Contains(v.refused, "inline_") {
 			// Envoy may quote what it refuses, which nobody is to read.
@@ -446,11 +455,11 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 			v.refused = "no reason given"
 		}
 		s.lastNack = fmt.Sprintf("%s %q: %s", kinds[k].noun, it.name, v.refused)
-		it.maybe = slices.DeleteFunc(it.maybe, func(other *version) bool { return other == v })
-		s.release(k, v)
+		s.forget(k, it, v)
 		// A changed cluster may still be warming: what it gets instead is sent
 		// even where Envoy had it before.
 		it.resend = k == endpoints && it.subscribed
+		it.unasked = it.resend && s.checked(it)
 		if it.good == v {
 			s.setGood(k, it, nil)
 		}
@@ -463,6 +472,7 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 		var names []*item
 		for _, e := range entries {
 			names = append(names, e.it)
+			e.it.unasked = e.it.unasked || e.v != nil && e.v.unasked != nil
 			s.mark(k, e.it)
 		}
 		ts.retries = append([][]*item{names[:len(names)/2], names[len(names)/2:]}, ts.retries...)
@@ -584,6 +594,26 @@ func (s *relayState) setHeld(k kind, it *item, v *version) {
 	if v == nil {
 		it.ready = false
 	}
+}
+
+// checked tells whether endpoints are those of a cluster that asks them whether
+// they are well.
+func (s *relayState) checked(it *item) bool {
+	for user := range it.users {
+		if user.target != nil && user.target.checked {
+			return true
+		}
+	}
+	// One that is about to go holds others up, too, and of one that came from an
+	// earlier stream it may not be known.
+	has := s.find(ref{clusters, it.name})
+	return has != nil && has.held != nil && (has.held.checked || has.held.unknown)
+}
+
+// forget tells that Envoy does not have a version that it might have had.
+func (s *relayState) forget(k kind, it *item, v *version) {
+	it.maybe = slices.DeleteFunc(it.maybe, func(other *version) bool { return other == v })
+	s.release(k, v)
 }
 
 func (s *relayState) setGood(k kind, it *item, v *version) {
@@ -720,7 +750,7 @@ func (s *relayState) process(k kind, it *item) {
 // there is none of may be missing: the listener's others serve without it.
 func (s *relayState) keepGood(k kind, it *item) {
 	switch {
-	case it.held != nil && !it.held.unknown && it.held != it.good && it.held.refused == "":
+	case it.held != nil && !it.held.unknown && it.held.unasked == nil && it.held != it.good && it.held.refused == "":
 		for _, r := range it.held.refs {
 			needed := s.find(r)
 			absent := r.kind == secrets && needed != nil && needed.desired != nil && needed.target == nil
@@ -887,7 +917,7 @@ func (s *relayState) need(it *item) verdict {
 	if it.held != nil && it.desired != nil && !it.held.unknown && !it.ready && !it.leaving && len(it.maybe) == 0 {
 		it.ready = true
 		for _, r := range it.held.refs {
-			if e := s.find(r); e == nil || e.held == nil || e.resend || r.kind == clusters && !e.ready {
+			if e := s.find(r); e == nil || e.held == nil || e.held.unasked != nil || e.resend || r.kind == clusters && !e.ready {
 				it.ready = false
 			}
 		}
@@ -988,6 +1018,9 @@ func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
 			v = nil
 			resp.RemovedResources = append(resp.RemovedResources, it.name)
 		} else {
+			if it.unasked {
+				it.unasked, v = false, unasked(v)
+			}
 			resp.Resources = append(resp.Resources, v.Resource)
 			if !slices.Contains(it.maybe, v) {
 				s.hold(k, v)
@@ -1006,7 +1039,7 @@ func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
 			for _, r := range v.refs {
 				if r.kind == endpoints {
 					e := s.item(r.kind, r.name)
-					e.resend = true
+					e.resend, e.unasked = true, v.checked
 					s.mark(endpoints, e)
 				}
 			}
