@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -17,7 +18,8 @@ type Endpoint struct {
 	Zone string
 }
 
-// EndpointSet is what EndpointSlices say of a cluster.
+// EndpointSet is what EndpointSlices say of a cluster. A pod with addresses of
+// both families is there once, with that of the Service's first family.
 type EndpointSet struct {
 	// Serving endpoints, sorted, each address once: the ready ones; where none
 	// is ready, those that are terminating but still serve, so that the last
@@ -36,8 +38,13 @@ func Endpoints(cluster Cluster, slicesOfService []*discoveryv1.EndpointSlice) En
 	type state struct {
 		ready, draining bool
 		zone            string
+		backend         backend
+		primary         bool // an address of the Service's first family
 	}
 	found := map[Endpoint]state{} // by address and port
+	// preferred are the backends that have an address of the Service's first
+	// family: their other one is not one more endpoint.
+	preferred := map[backend]bool{}
 	for _, slice := range slicesOfService {
 		if slice.AddressType == discoveryv1.AddressTypeFQDN {
 			continue
@@ -53,8 +60,19 @@ func Endpoints(cluster Cluster, slicesOfService []*discoveryv1.EndpointSlice) En
 			}
 			// Kubernetes sees to it that these are addresses; files may hold host
 			// names, for which Envoy would refuse its neighbours, too.
-			if _, err := netip.ParseAddr(endpoint.Addresses[0]); err != nil {
+			address, err := netip.ParseAddr(endpoint.Addresses[0])
+			if err != nil {
 				continue
+			}
+			// Pods have a name. What has none may be the same backend in both
+			// families, or not: there, one family is all.
+			primary := address.Unmap().Is6() == cluster.PreferIPv6
+			var behind backend
+			if ref := endpoint.TargetRef; ref != nil {
+				behind = backend{ref.Kind, Key{ref.Namespace, ref.Name}}
+			}
+			if primary {
+				preferred[behind] = true
 			}
 			// All addresses of an endpoint are the same backend, and consumers
 			// take the first (discovery/v1, Endpoint.addresses). Nil conditions
@@ -63,10 +81,14 @@ func Endpoints(cluster Cluster, slicesOfService []*discoveryv1.EndpointSlice) En
 			is := endpoint.Conditions
 			// An address may be in two slices while one is replaced by another.
 			was := found[at]
+			if strings.Compare(was.backend.String(), behind.String()) > 0 {
+				behind = was.backend
+			}
 			found[at] = state{
 				ready:    was.ready || valueOr(is.Ready, true),
 				draining: was.draining || valueOr(is.Terminating, false) && valueOr(is.Serving, true),
 				zone:     max(was.zone, valueOr(endpoint.Zone, "")),
+				backend:  behind, primary: primary,
 			}
 		}
 	}
@@ -74,6 +96,9 @@ func Endpoints(cluster Cluster, slicesOfService []*discoveryv1.EndpointSlice) En
 	var set EndpointSet
 	var draining []Endpoint
 	for endpoint, is := range found {
+		if !is.primary && preferred[is.backend] {
+			continue
+		}
 		set.All = append(set.All, endpoint)
 		endpoint.Zone = is.zone
 		switch {
@@ -90,6 +115,13 @@ func Endpoints(cluster Cluster, slicesOfService []*discoveryv1.EndpointSlice) En
 	slices.SortFunc(set.Serving, compareEndpoints)
 	slices.SortFunc(set.All, compareEndpoints)
 	return set
+}
+
+// backend is what an endpoint's address leads to: a pod, as a rule; nothing where
+// the EndpointSlice does not say.
+type backend struct {
+	kind string
+	Key
 }
 
 func compareEndpoints(a, b Endpoint) int {

@@ -317,6 +317,9 @@ type Cluster struct {
 	// BackedUp tells that other clusters take over when this one has no endpoint
 	// that could take a request.
 	BackedUp bool
+	// PreferIPv6 tells that IPv6 is the Service's first address family: it is the
+	// one that counts for endpoints that have both.
+	PreferIPv6 bool
 	// TargetPort is the pods' own port, where that is known without asking the
 	// pods; 0 where it is not.
 	TargetPort int32

@@ -115,6 +115,10 @@ func (b *linker) backend(from string, key Key, port intstr.IntOrString, balancin
 			otherProtocol = have.Protocol // the same number may be there for TCP, too
 			continue
 		}
+		if protocol := valueOr(have.AppProtocol, ""); tlsProtocols[protocol] {
+			return nil, string(gatewayv1.RouteReasonUnsupportedProtocol), fmt.Sprintf(
+				"port %s of Service %s has appProtocol %s: gateways do not speak TLS to backends yet; name a port without TLS", port.String(), key, protocol)
+		}
 		return clusterOf(service, have, balancing), "", ""
 	}
 	if otherProtocol != "" {
@@ -128,6 +132,14 @@ func (b *linker) backend(from string, key Key, port intstr.IntOrString, balancin
 	return nil, v1alpha1.ReasonPortNotFound, fmt.Sprintf(
 		"Service %s has no TCP port %s, it has %s: correct the backend's port", key, port.String(), portList(service))
 }
+
+// Values of a Service port's appProtocol (KEP-3726, GEP-1911, IANA's names) that
+// mean something here. All others, http and kubernetes.io/ws among them, are
+// HTTP/1.1, which is what a port without any means, too.
+var (
+	http2Protocols = map[string]bool{"kubernetes.io/h2c": true, "h2c": true, "http2": true, "grpc": true}
+	tlsProtocols   = map[string]bool{"https": true, "kubernetes.io/wss": true, "wss": true, "tls": true, "grpcs": true}
+)
 
 func clusterOf(service *corev1.Service, port *corev1.ServicePort, balancing LoadBalancing) *Cluster {
 	key := keyOf(service)
@@ -145,10 +157,11 @@ func clusterOf(service *corev1.Service, port *corev1.ServicePort, balancing Load
 			cluster.TargetPort = cmp.Or(port.TargetPort.IntVal, port.Port)
 		}
 	}
-	if port.AppProtocol != nil && *port.AppProtocol == "kubernetes.io/h2c" {
+	if http2Protocols[valueOr(port.AppProtocol, "")] {
 		cluster.HTTP2 = true
 		cluster.Name += "/h2c"
 	}
+	cluster.PreferIPv6 = len(service.Spec.IPFamilies) > 0 && service.Spec.IPFamilies[0] == corev1.IPv6Protocol
 	if service.Spec.Type == corev1.ServiceTypeExternalName {
 		cluster.Port.Name, cluster.TargetPort = "", 0 // no EndpointSlice to join, no pods
 		cluster.DNSName = service.Spec.ExternalName

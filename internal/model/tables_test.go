@@ -54,10 +54,15 @@ func TestEndpoints(t *testing.T) {
 		s.AddressType = kind
 		return s
 	}
+	pod := func(name string, endpoint discoveryv1.Endpoint) discoveryv1.Endpoint {
+		endpoint.TargetRef = &corev1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: name}
+		return endpoint
+	}
 	http := port("http", 8080)
 	a, b := Endpoint{Address: "10.0.0.1", Port: 8080}, Endpoint{Address: "10.0.0.2", Port: 8080}
 
 	cases := map[string]struct {
+		ipv6   bool // the Service's first family
 		slices []*discoveryv1.EndpointSlice
 		port   string // http unless told
 		want   EndpointSet
@@ -131,6 +136,35 @@ func TestEndpoints(t *testing.T) {
 			slices: []*discoveryv1.EndpointSlice{ofType(discoveryv1.AddressTypeIPv6, slice(http, at(isReady, "", "2001:db8::1")))},
 			want:   EndpointSet{Serving: []Endpoint{{Address: "2001:db8::1", Port: 8080}}, Ready: 1}, total: 1,
 		},
+		"a pod with addresses of both families": {
+			slices: []*discoveryv1.EndpointSlice{
+				slice(http, pod("a", at(isReady, "", "10.0.0.1")), pod("b", at(isReady, "", "10.0.0.2"))),
+				ofType(discoveryv1.AddressTypeIPv6, slice(http, pod("a", at(isReady, "", "2001:db8::1")), pod("b", at(isReady, "", "2001:db8::2")))),
+			},
+			want: EndpointSet{Serving: []Endpoint{a, b}, Ready: 2}, total: 2,
+		},
+		"IPv6 comes first": {
+			ipv6: true,
+			slices: []*discoveryv1.EndpointSlice{
+				slice(http, pod("a", at(isReady, "", "10.0.0.1"))),
+				ofType(discoveryv1.AddressTypeIPv6, slice(http, pod("a", at(isReady, "", "2001:db8::1")))),
+			},
+			want: EndpointSet{Serving: []Endpoint{{Address: "2001:db8::1", Port: 8080}}, Ready: 1}, total: 1,
+		},
+		"pods of one family each": {
+			slices: []*discoveryv1.EndpointSlice{
+				slice(http, pod("a", at(isReady, "", "10.0.0.1"))),
+				ofType(discoveryv1.AddressTypeIPv6, slice(http, pod("b", at(isReady, "", "2001:db8::2")))),
+			},
+			want: EndpointSet{Serving: []Endpoint{a, {Address: "2001:db8::2", Port: 8080}}, Ready: 2}, total: 2,
+		},
+		"without pods one family is all": {
+			slices: []*discoveryv1.EndpointSlice{
+				slice(http, at(isReady, "", "10.0.0.1")),
+				ofType(discoveryv1.AddressTypeIPv6, slice(http, at(isReady, "", "2001:db8::1"))),
+			},
+			want: EndpointSet{Serving: []Endpoint{a}, Ready: 1}, total: 1,
+		},
 		"host names": {
 			slices: []*discoveryv1.EndpointSlice{
 				ofType(discoveryv1.AddressTypeFQDN, slice(http, at(isReady, "", "example.com"))),
@@ -142,7 +176,7 @@ func TestEndpoints(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cluster := Cluster{Port: ServicePort{Name: "http"}}
+			cluster := Cluster{Port: ServicePort{Name: "http"}, PreferIPv6: c.ipv6}
 			switch c.port {
 			case "none":
 				cluster.Port.Name = ""
