@@ -3,6 +3,7 @@ package controllers
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -45,6 +47,7 @@ type DataplaneReconciler struct {
 	Direct client.Reader
 	Clock  clock.PassiveClock
 
+	cache cache.Cache
 	// first is when the first build was sent, built that agents are served.
 	first time.Time
 	built bool
@@ -79,7 +82,8 @@ func (r *DataplaneReconciler) behind(ctx context.Context, in model.Inputs) bool 
 		r.waited++
 		return true
 	}
-	r.waited, r.checked = 0, generations(in)
+	r.waited = 0
+	r.check(in)
 	return false
 }
 
@@ -110,12 +114,14 @@ func (r *DataplaneReconciler) anyBehind(ctx context.Context, in model.Inputs) bo
 	return false
 }
 
-func generations(in model.Inputs) map[model.Key]int64 {
-	generations := make(map[model.Key]int64, len(in.ServiceRoutes))
-	for _, route := range in.ServiceRoutes {
-		generations[keyOf(route)] = route.Generation
+// check notes that the Services of these routes were looked for.
+func (r *DataplaneReconciler) check(in model.Inputs) {
+	if len(r.checked) > 2*len(in.ServiceRoutes) || r.checked == nil {
+		r.checked = make(map[model.Key]int64, len(in.ServiceRoutes)) // most are of routes that went
 	}
-	return generations
+	for _, route := range in.ServiceRoutes {
+		r.checked[keyOf(route)] = route.Generation
+	}
 }
 
 // serviceBehind asks the API server where the cache knows no Service, or no
@@ -163,7 +169,7 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 			return ctrl.Result{}, err
 		}
 	}
-	in, err := gather(ctx, r.Client)
+	in, err := gather(ctx, r.cache)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
@@ -263,7 +269,7 @@ func endpointSlices(ctx context.Context, c client.Reader, service model.Key) ([]
 
 // gather reads everything that Build looks at from the cache, without copying:
 // Build never changes its inputs.
-func gather(ctx context.Context, c client.Reader) (model.Inputs, error) {
+func gather(ctx context.Context, c cache.Cache) (model.Inputs, error) {
 	var (
 		classes    gatewayv1.GatewayClassList
 		gateways   gatewayv1.GatewayList
@@ -274,26 +280,21 @@ func gather(ctx context.Context, c client.Reader) (model.Inputs, error) {
 		grants     gatewayv1.ReferenceGrantList
 		namespaces corev1.NamespaceList
 	)
-	for _, list := range []client.ObjectList{&classes, &gateways, &configs, &routes, &health, &services, &grants, &namespaces} {
-		if err := c.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
-			return model.Inputs{}, fmt.Errorf("read %T: %w", list, err)
-		}
-	}
 	crd := GatewayCRD()
 	if err := client.IgnoreNotFound(c.Get(ctx, client.ObjectKeyFromObject(crd), crd)); err != nil {
 		return model.Inputs{}, fmt.Errorf("read CustomResourceDefinition %s: %w", crd.Name, err)
 	}
-	return model.Inputs{
-		GatewayAPI:      cmp.Or(crd.Annotations[consts.BundleVersionAnnotation], "unknown"),
-		GatewayClasses:  pointers(classes.Items),
-		Gateways:        pointers(gateways.Items),
-		GatewayConfigs:  pointers(configs.Items),
-		ServiceRoutes:   pointers(routes.Items),
-		HealthPolicies:  pointers(health.Items),
-		Services:        pointers(services.Items),
-		ReferenceGrants: pointers(grants.Items),
-		Namespaces:      pointers(namespaces.Items),
-	}, nil
+	in := model.Inputs{GatewayAPI: cmp.Or(crd.Annotations[consts.BundleVersionAnnotation], "unknown")}
+	var failed [8]error
+	in.GatewayClasses, failed[0] = all(ctx, c, &classes, &classes.Items)
+	in.Gateways, failed[1] = all(ctx, c, &gateways, &gateways.Items)
+	in.GatewayConfigs, failed[2] = all(ctx, c, &configs, &configs.Items)
+	in.ServiceRoutes, failed[3] = all(ctx, c, &routes, &routes.Items)
+	in.HealthPolicies, failed[4] = all(ctx, c, &health, &health.Items)
+	in.Services, failed[5] = all(ctx, c, &services, &services.Items)
+	in.ReferenceGrants, failed[6] = all(ctx, c, &grants, &grants.Items)
+	in.Namespaces, failed[7] = all(ctx, c, &namespaces, &namespaces.Items)
+	return in, errors.Join(failed[:]...)
 }
 
 // GatewayCRD is the CustomResourceDefinition whose annotations tell the version of
@@ -315,6 +316,7 @@ func pointers[T any](items []T) []*T {
 
 // SetupWithManager registers the controller.
 func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.Manager) error {
+	r.cache = mgr.GetCache()
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &discoveryv1.EndpointSlice{}, serviceIndex, func(object client.Object) []string {
 		return []string{object.GetLabels()[discoveryv1.LabelServiceName]}
 	}); err != nil {

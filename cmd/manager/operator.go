@@ -319,7 +319,7 @@ func cacheOptions(namespaces []string) cache.Options {
 			&policyv1.PodDisruptionBudget{}:          made,
 			&networkingv1.NetworkPolicy{}:            made,
 		},
-		DefaultTransform:  cache.TransformStripManagedFields(),
+		DefaultTransform:  controllers.Strip,
 		DefaultNamespaces: watched,
 	}
 }
