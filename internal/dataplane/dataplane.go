@@ -11,6 +11,7 @@ package dataplane
 
 import (
 	"cmp"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -46,8 +47,9 @@ type Dataplane struct {
 	endpoints map[string]*clusterEndpoints
 	// uses tells which clusters a Service's endpoints go to.
 	uses map[model.Key][]model.Cluster
-	// referred are all Services that routes refer to, be they there or not.
-	referred map[model.Key]bool
+	// referred are all Services that routes refer to, be they there or not, with
+	// how often they do.
+	referred map[model.Key]int
 
 	// names of network policies; nil where there are none.
 	names *PolicyNames
@@ -74,10 +76,15 @@ type gateway struct {
 	model, told model.Gateway
 	peer        model.Peer // its pods
 	reach       map[string]*reach
-	since       uint64
-	latest      uint64 // sequence, endpoints included
-	routes      map[model.Key]routeSince
-	policies    map[model.Key]policySince
+	blocked     map[string]*reach // those of them that withhold something
+	// current: it was among the gateways of the last build.
+	current bool
+	// moved: how it gets to its clusters is not what the server was told.
+	moved    bool
+	since    uint64
+	latest   uint64 // sequence, endpoints included
+	routes   map[model.Key]routeSince
+	policies map[model.Key]policySince
 	// released are the gateway's routes in the version that it was told; held
 	// are those of which there is a newer one that waits for a network policy.
 	released map[model.Key]*v1alpha1.ServiceRoute
@@ -123,9 +130,11 @@ func (g *gateway) pods(connected []xds.PodAck, now time.Time) (pods []xds.PodAck
 	return pods, away
 }
 
+// routeSince is a route as it is wanted and as pods were told of it, and since
+// which sequence.
 type routeSince struct {
-	status   *model.RouteStatus
-	sequence uint64
+	wanted, told *model.RouteStatus
+	sequence     uint64
 }
 
 // New returns a Dataplane that tells server's agents what they are to do. names
@@ -139,14 +148,14 @@ func New(server *xds.Server, names *PolicyNames) *Dataplane {
 		names:     names,
 		policies:  map[model.Key]observedPolicy{},
 		refusals:  map[model.Key]string{},
+		referred:  map[model.Key]int{},
 	}
 }
 
-// Configure builds everything anew and sends each gateway what has changed.
-// slicesOf returns the EndpointSlices of a Service; it is asked only for
-// Services that come into use: what changes later is told by SetEndpoints.
-// The first build is sent as it is: what network policies have to wait for is
-// not known before.
+// Configure builds what has changed and sends it to each gateway. slicesOf returns
+// the EndpointSlices of a Service; it is asked only for Services that come into
+// use: what changes later is told by SetEndpoints. The first build is sent as it
+// is: what network policies have to wait for is not known before.
 func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
 	d.building.Lock()
 	defer d.building.Unlock()
@@ -155,36 +164,60 @@ func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(serv
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.forget(in, result.Foreign)
+	news := newsOf(d.result.Routes, result.Routes)
+	changes := make([]*change, 0, len(result.Gateways))
 	for _, gw := range result.Gateways {
 		known := d.gateways[gw.Key]
 		if known == nil {
-			known = &gateway{seen: map[string]seenPod{}, reach: map[string]*reach{}}
+			known = &gateway{seen: map[string]seenPod{}, reach: map[string]*reach{}, blocked: map[string]*reach{}}
 			d.gateways[gw.Key] = known
+		}
+		c := &change{gateway: known, was: known.model, had: known.told, waited: known.held, news: news}
+		if !known.current {
+			c.news = known.restart(result.Routes)
 		}
 		known.model, known.told = gw, gw
 		if d.names != nil {
 			known.peer = d.names.Pods(gw)
 		}
+		d.follow(known, c.had, gw, true, now, slicesOf)
+		known.hold(&d.builder, c.news, result.Routes, !d.built)
+		changes = append(changes, c)
 	}
-	d.setUses(slicesOf)
-	waiting := false
-	for _, gw := range result.Gateways {
-		known := d.gateways[gw.Key]
-		d.setReaches(known, gw, now)
-		if known.hold(result.Routes, in.ServiceRoutes, !d.built); len(known.held) > 0 {
-			known.told, waiting = known.withoutHeld(&d.builder, in), true
+	for _, known := range d.gateways {
+		known.current = false
+	}
+	for _, c := range changes {
+		if known := c.gateway; len(known.held) > 0 {
+			known.told = known.withoutHeld(&d.builder, in)
+			// An earlier version of a route may lead elsewhere.
+			d.follow(known, known.model, known.told, false, now, slicesOf)
 		}
+		d.send(c, result.HealthPolicies)
 	}
-	if waiting {
-		d.setUses(slicesOf) // an earlier version of a route may lead elsewhere
+	d.built = true
+	d.result = result
+	for _, change := range news {
+		change.count(d.referred)
 	}
-	for _, gw := range result.Gateways {
-		known := d.gateways[gw.Key]
-		if len(known.held) > 0 {
-			d.setReaches(known, known.told, now)
-		}
-		known.pruneReaches()
-		resources := known.translator.Translate(known.told)
+}
+
+// change is what becomes of a gateway with a build.
+type change struct {
+	*gateway
+
+	was, had model.Gateway      // model and told before
+	waited   map[model.Key]bool // held before
+	news     []routeNews
+}
+
+// send tells a gateway's pods what is new.
+func (d *Dataplane) send(c *change, policies []model.PolicyStatus) {
+	known := c.gateway
+	d.leave(known, c.was.Clusters)
+	d.leave(known, c.had.Clusters)
+	resources := known.translator.Translate(known.told)
+	if known.moved {
 		assignments := make(map[string]proto.Message, len(known.told.Clusters))
 		for _, cluster := range known.told.Clusters {
 			if cluster.DNSName == "" {
@@ -192,83 +225,231 @@ func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(serv
 			}
 		}
 		resources[resource.EndpointType] = assignments
-		change := d.server.Set(xds.Gateway(gw.Key), resources)
-		known.since, known.latest = change.Sequence, change.Sequence
-		known.note(gw.Key, result.Routes, change.Sequence)
-		known.notePolicies(gw.Key, result.HealthPolicies, change.Sequence)
 	}
-	d.built = true
-	d.result = result
-	d.referred = make(map[model.Key]bool, len(result.Routes))
-	for _, route := range result.Routes {
-		for _, backend := range route.Backends {
-			d.referred[backend.Service] = true
+	known.moved = false
+	change := d.server.Set(xds.Gateway(known.model.Key), resources)
+	known.since, known.latest, known.current = change.Sequence, change.Sequence, true
+	known.note(c.news, c.waited, change.Sequence)
+	known.notePolicies(known.model.Key, policies, change.Sequence)
+}
+
+// routeNews is a route that is new, gone (after is nil) or not what it was.
+type routeNews struct{ before, after *model.RouteStatus }
+
+func (n routeNews) key() model.Key {
+	if n.after != nil {
+		return n.after.Key
+	}
+	return n.before.Key
+}
+
+// count brings up to date how many backends of routes a Service is.
+func (n routeNews) count(referred map[model.Key]int) {
+	if n.after != nil {
+		for _, backend := range n.after.Backends {
+			referred[backend.Service]++
+		}
+	}
+	if n.before != nil {
+		for _, backend := range n.before.Backends {
+			if referred[backend.Service]--; referred[backend.Service] == 0 {
+				delete(referred, backend.Service)
+			}
 		}
 	}
 }
 
-// setReaches brings up to date how a gateway gets to the clusters of what it is
-// to be told.
-func (d *Dataplane) setReaches(known *gateway, of model.Gateway, now time.Time) {
-	services := make(map[model.Key]model.BackendService, len(of.Services))
-	for _, service := range of.Services {
-		services[service.Key] = service
+// newsOf compares the routes of two results, both sorted by key.
+func newsOf(before, after []*model.RouteStatus) []routeNews {
+	var news []routeNews
+	for len(before) > 0 && len(after) > 0 {
+		switch order := model.CompareKeys(before[0].Key, after[0].Key); {
+		case before[0] == after[0]:
+			before, after = before[1:], after[1:]
+		case order < 0:
+			news = append(news, routeNews{before: before[0]})
+			before = before[1:]
+		case order > 0:
+			news = append(news, routeNews{after: after[0]})
+			after = after[1:]
+		default:
+			news = append(news, routeNews{before[0], after[0]})
+			before, after = before[1:], after[1:]
+		}
 	}
-	for _, cluster := range of.Clusters {
-		d.setReach(known, cluster, services[cluster.Service], now, !d.built)
+	for _, gone := range before {
+		news = append(news, routeNews{before: gone})
+	}
+	for _, come := range after {
+		news = append(news, routeNews{after: come})
+	}
+	return news
+}
+
+// restart makes all routes news to a gateway that was not among those of the last
+// build, and forgets those that went meanwhile.
+func (g *gateway) restart(routes []*model.RouteStatus) []routeNews {
+	g.moved = true
+	there := make(map[model.Key]bool, len(routes))
+	for _, route := range routes {
+		there[route.Key] = true
+	}
+	gone := func(key model.Key) bool { return !there[key] }
+	maps.DeleteFunc(g.released, func(key model.Key, _ *v1alpha1.ServiceRoute) bool { return gone(key) })
+	maps.DeleteFunc(g.routes, func(key model.Key, _ routeSince) bool { return gone(key) })
+	maps.DeleteFunc(g.held, func(key model.Key, _ bool) bool { return gone(key) })
+	return newsOf(nil, routes)
+}
+
+// follow brings up to date how a gateway gets to its clusters, from when these
+// were what before has: what is new, what is another than it was, and what waits
+// for a policy. newest: it is what was built last.
+func (d *Dataplane) follow(known *gateway, before, after model.Gateway, newest bool, now time.Time, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
+	services := make(map[model.Key]model.BackendService)
+	changed := make(map[string]model.Cluster)
+	differing(before.Services, after.Services, func(s model.BackendService) model.Key { return s.Key }, model.CompareKeys, func(service model.BackendService) {
+		for _, cluster := range d.uses[service.Key] {
+			changed[cluster.Name] = cluster
+		}
+	})
+	differing(before.Clusters, after.Clusters, func(c model.Cluster) string { return c.Name }, strings.Compare, func(cluster model.Cluster) {
+		changed[cluster.Name] = cluster
+	})
+	for name, r := range known.blocked {
+		if _, is := changed[name]; !is {
+			changed[name] = r.cluster
+		}
+	}
+	for name := range changed {
+		at, wanted := after.Cluster(name)
+		if !wanted {
+			continue // another gateway's
+		}
+		d.use(at, newest, slicesOf)
+		if _, read := services[at.Service]; !read {
+			services[at.Service], _ = after.Service(at.Service)
+		}
+		d.setReach(known, at, services[at.Service], now, !d.built)
+		known.moved = true
 	}
 }
 
-// pruneReaches forgets the clusters that are neither wanted nor told.
-func (g *gateway) pruneReaches() {
-	const wanted, told = 1, 2
-	uses := make(map[string]int, len(g.reach))
-	for _, cluster := range g.model.Clusters {
-		uses[cluster.Name] = wanted
-	}
-	for _, cluster := range g.told.Clusters {
-		uses[cluster.Name] |= told
-	}
-	for name, r := range g.reach {
-		if uses[name] == 0 {
-			delete(g.reach, name)
+// differing calls differs for what is in after and not the same in before, both
+// sorted.
+func differing[K any, V comparable](before, after []V, key func(V) K, compare func(a, b K) int, differs func(V)) {
+	for _, value := range after {
+		for len(before) > 0 && compare(key(before[0]), key(value)) < 0 {
+			before = before[1:]
 		}
-		r.told = uses[name]&told != 0
+		if len(before) == 0 || before[0] != value {
+			differs(value)
+		}
 	}
+}
+
+// leave forgets the clusters of those that a gateway had which it neither is to
+// have nor has.
+func (d *Dataplane) leave(known *gateway, had []model.Cluster) {
+	for _, cluster := range had {
+		if known.needs(cluster.Name) {
+			continue
+		}
+		if known.reach[cluster.Name] != nil {
+			known.moved = true
+		}
+		delete(known.reach, cluster.Name)
+		delete(known.blocked, cluster.Name)
+		d.disuse(cluster)
+	}
+}
+
+// needs tells whether a gateway is to have a cluster, or has it.
+func (g *gateway) needs(cluster string) bool {
+	_, wanted := g.model.Cluster(cluster)
+	return wanted || g.tells(cluster)
+}
+
+// tells is whether its pods were told of a cluster.
+func (g *gateway) tells(cluster string) bool {
+	_, told := g.told.Cluster(cluster)
+	return told
+}
+
+// use sees to it that the endpoints of a cluster are known: they are read where it
+// was not in use before, or not by this name of its port. Where one has an older
+// idea of a cluster than another, the newest counts.
+func (d *Dataplane) use(cluster model.Cluster, newest bool, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
+	known, in := d.endpoints[cluster.Name]
+	if cluster.DNSName != "" || in && (known.cluster == cluster || !newest) {
+		return
+	}
+	d.endpoints[cluster.Name] = newClusterEndpoints(cluster, slicesOf(cluster.Service))
+	d.uses[cluster.Service] = append(without(d.uses[cluster.Service], cluster.Name), cluster)
+}
+
+// disuse forgets the endpoints of a cluster that no gateway needs.
+func (d *Dataplane) disuse(cluster model.Cluster) {
+	for _, gw := range d.gateways {
+		if gw.needs(cluster.Name) {
+			return
+		}
+	}
+	delete(d.endpoints, cluster.Name)
+	if d.uses[cluster.Service] = without(d.uses[cluster.Service], cluster.Name); len(d.uses[cluster.Service]) == 0 {
+		delete(d.uses, cluster.Service)
+	}
+}
+
+func without(clusters []model.Cluster, name string) []model.Cluster {
+	return slices.DeleteFunc(clusters, func(c model.Cluster) bool { return c.Name == name })
+}
+
+func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSlice) *clusterEndpoints {
+	set := model.Endpoints(cluster, found)
+	return &clusterEndpoints{cluster: cluster, set: set, resource: envoy.Endpoints(cluster, set.Serving)}
 }
 
 // hold finds out which routes have to wait: they lead to a cluster that no policy
 // lets the gateway reach yet, and it was not told of this version of them before.
 // Of the others it notes that they are released; none waits where everything is.
-func (g *gateway) hold(routes []*model.RouteStatus, sources []*v1alpha1.ServiceRoute, everything bool) {
-	newest := make(map[model.Key]*v1alpha1.ServiceRoute, len(sources))
-	for _, source := range sources {
-		newest[model.Key{Namespace: source.Namespace, Name: source.Name}] = source
-	}
-	released := make(map[model.Key]*v1alpha1.ServiceRoute, len(g.released))
+func (g *gateway) hold(objects *model.Builder, news []routeNews, routes []*model.RouteStatus, everything bool) {
+	waited := g.held
 	g.held = nil
-	for _, route := range routes {
-		if !route.AttachedTo(g.model.Key) {
-			continue
-		}
-		source, before := newest[route.Key], g.released[route.Key]
-		if before != nil && before.UID != source.UID {
-			before = nil // another of the same name
-		}
-		known := before != nil && before.Generation == source.Generation
-		if everything || known || g.waitsFor(route.Backends) == nil {
-			released[route.Key] = source
-			continue
-		}
-		if g.held == nil {
-			g.held = map[model.Key]bool{}
-		}
-		g.held[route.Key] = true
-		if before != nil {
-			released[route.Key] = before
+	if g.released == nil {
+		g.released = map[model.Key]*v1alpha1.ServiceRoute{}
+	}
+	for _, change := range news {
+		g.holdRoute(objects, change.key(), change.after, everything)
+	}
+	for key := range waited {
+		at, there := slices.BinarySearchFunc(routes, key, func(r *model.RouteStatus, key model.Key) int { return model.CompareKeys(r.Key, key) })
+		if there && !g.held[key] {
+			g.holdRoute(objects, key, routes[at], everything)
 		}
 	}
-	g.released = released
+}
+
+func (g *gateway) holdRoute(objects *model.Builder, key model.Key, route *model.RouteStatus, everything bool) {
+	if route == nil || !route.AttachedTo(g.model.Key) {
+		delete(g.released, key)
+		return
+	}
+	source, before := objects.ServiceRoute(key), g.released[key]
+	if before != nil && before.UID != source.UID {
+		before = nil // another of the same name
+	}
+	known := before != nil && before.Generation == source.Generation
+	if everything || known || g.waitsFor(route.Backends) == nil {
+		g.released[key] = source
+		return
+	}
+	if g.held == nil {
+		g.held = map[model.Key]bool{}
+	}
+	g.held[key] = true
+	if before == nil {
+		delete(g.released, key)
+	}
 }
 
 // waitsFor returns what requests to backends wait for, or nil.
@@ -284,7 +465,9 @@ func (g *gateway) waitsFor(backends []model.BackendStatus) *reach {
 	return nil
 }
 
-// withoutHeld is the gateway with what is released of the routes that wait.
+// withoutHeld is the gateway with what is released of the routes that wait. The
+// builder turns back with the next build: either way only these routes are built
+// anew.
 func (g *gateway) withoutHeld(builder *model.Builder, in model.Inputs) model.Gateway {
 	routes := make([]*v1alpha1.ServiceRoute, 0, len(in.ServiceRoutes))
 	for _, route := range in.ServiceRoutes {
@@ -305,58 +488,31 @@ func (g *gateway) withoutHeld(builder *model.Builder, in model.Inputs) model.Gat
 	return g.model // no route makes a gateway invalid
 }
 
-// setUses finds out which Services are in use, and reads the endpoints of those
-// that were not before, or not by this name of their port.
-func (d *Dataplane) setUses(slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
-	uses := make(map[model.Key][]model.Cluster, len(d.uses))
-	endpoints := make(map[string]*clusterEndpoints, len(d.endpoints))
-	use := func(clusters []model.Cluster) {
-		for _, cluster := range clusters {
-			if _, seen := endpoints[cluster.Name]; seen || cluster.DNSName != "" {
-				continue
-			}
-			known, ok := d.endpoints[cluster.Name]
-			if !ok || known.cluster != cluster {
-				known = newClusterEndpoints(cluster, slicesOf(cluster.Service))
-			}
-			endpoints[cluster.Name] = known
-			uses[cluster.Service] = append(uses[cluster.Service], cluster)
-		}
+// note remembers the sequence for those routes that changed, or that waited until
+// now. A route that did not keeps its own, so that it stays programmed while its
+// neighbours' changes are still on the way.
+func (g *gateway) note(news []routeNews, waited map[model.Key]bool, sequence uint64) {
+	if g.routes == nil {
+		g.routes = map[model.Key]routeSince{}
 	}
-	// Where one has an older idea of a cluster than another, the newest counts.
-	for _, newest := range []bool{true, false} {
-		for _, gw := range d.gateways {
-			if newest {
-				use(gw.model.Clusters)
-			} else {
-				use(gw.told.Clusters)
-			}
-		}
-	}
-	d.uses, d.endpoints = uses, endpoints
-}
-
-func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSlice) *clusterEndpoints {
-	set := model.Endpoints(cluster, found)
-	return &clusterEndpoints{cluster: cluster, set: set, resource: envoy.Endpoints(cluster, set.Serving)}
-}
-
-// note remembers the sequence for those routes that changed. A route that did
-// not keeps its own, so that it stays programmed while its neighbours' changes
-// are still on the way.
-func (g *gateway) note(key model.Key, routes []*model.RouteStatus, sequence uint64) {
-	noted := make(map[model.Key]routeSince, len(g.routes))
-	for _, route := range routes {
-		if !route.AttachedTo(key) {
+	for _, change := range news {
+		route := change.after
+		if route == nil || !route.AttachedTo(g.model.Key) {
+			delete(g.routes, change.key())
 			continue
 		}
 		before := g.routes[route.Key]
-		if !g.held[route.Key] && (before.status == nil || !before.status.SameConfiguration(route)) {
-			before = routeSince{status: route, sequence: sequence}
+		if before.wanted = route; !g.held[route.Key] && (before.told == nil || !before.told.SameConfiguration(route)) {
+			before.told, before.sequence = route, sequence
 		}
-		noted[route.Key] = before
+		g.routes[route.Key] = before
 	}
-	g.routes = noted
+	for key := range waited {
+		if route, there := g.routes[key]; there && !g.held[key] && (route.told == nil || !route.told.SameConfiguration(route.wanted)) {
+			route.told, route.sequence = route.wanted, sequence
+			g.routes[key] = route
+		}
+	}
 }
 
 // forget drops gateways whose Gateway object is gone, or is another controller's
@@ -372,8 +528,14 @@ func (d *Dataplane) forget(in model.Inputs, foreign []model.Key) {
 	}
 	for key := range d.gateways {
 		if !wanted[key] {
+			gone := d.gateways[key]
 			d.server.Delete(xds.Gateway(key))
 			delete(d.gateways, key)
+			for _, had := range [][]model.Cluster{gone.model.Clusters, gone.told.Clusters} {
+				for _, cluster := range had {
+					d.disuse(cluster)
+				}
+			}
 		}
 	}
 }
@@ -401,7 +563,7 @@ func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.Endpoin
 				continue
 			}
 			had := r.resource
-			if d.setReach(gw, cluster, r.service, now, false); r.told && r.resource != had {
+			if d.setReach(gw, cluster, r.service, now, false); gw.tells(cluster.Name) && r.resource != had {
 				gw.latest = d.server.Update(xds.Gateway(key), resource.EndpointType,
 					map[string]proto.Message{cluster.Name: r.resource}).Sequence
 			}
@@ -414,7 +576,7 @@ func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.Endpoin
 func (d *Dataplane) Refers(service model.Key) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.referred[service]
+	return d.referred[service] > 0
 }
 
 // Result returns what was built last. It must not be changed.

@@ -69,7 +69,6 @@ type observedPolicy struct {
 type reach struct {
 	cluster model.Cluster
 	service model.BackendService
-	told    bool // Envoy knows the cluster
 	// egress and isolation are the policies in between.
 	egress, isolation model.Key
 
@@ -95,11 +94,7 @@ func (r *reach) pending() bool {
 // waiting tells of a gateway's routes, where their requests wait for policies,
 // what they wait for.
 func (d *Dataplane) waiting(gw *gateway, now time.Time) map[model.Key]string {
-	waits := false
-	for _, r := range gw.reach {
-		waits = waits || len(r.withheld) > 0
-	}
-	if !waits {
+	if len(gw.blocked) == 0 {
 		return nil
 	}
 	waiting := map[model.Key]string{}
@@ -226,6 +221,11 @@ func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.B
 		}
 		gw.reach[cluster.Name] = r
 	}
+	defer func() {
+		if delete(gw.blocked, cluster.Name); len(r.withheld) > 0 {
+			gw.blocked[cluster.Name] = r
+		}
+	}()
 	endpoints := d.endpoints[cluster.Name]
 	same := r.cluster == cluster && r.service.Selector == service.Selector && r.endpoints == endpoints
 	r.cluster, r.service, r.endpoints = cluster, service, endpoints
@@ -284,7 +284,7 @@ func (d *Dataplane) Waiting(now time.Time) (wait time.Duration, waiting bool) {
 	defer d.mu.Unlock()
 	for _, gw := range d.gateways {
 		restricted := d.restricted(gw)
-		for _, r := range gw.reach {
+		for _, r := range gw.blocked {
 			for _, rule := range r.withheld {
 				if needed := d.blocked(gw, restricted, r, rule, now); needed >= 0 && (!waiting || needed < wait) {
 					wait, waiting = needed, true

@@ -170,9 +170,9 @@ func (b *frame) gateways() {
 			b.labelled = append(b.labelled, source)
 		}
 	}
-	slices.SortFunc(b.sorted, func(a, b *gateway) int { return compareKeys(a.model.Key, b.model.Key) })
+	slices.SortFunc(b.sorted, func(a, b *gateway) int { return CompareKeys(a.model.Key, b.model.Key) })
 	slices.SortFunc(b.classList, func(a, b ClassStatus) int { return cmp.Compare(a.Name, b.Name) })
-	slices.SortFunc(b.foreign, compareKeys)
+	slices.SortFunc(b.foreign, CompareKeys)
 }
 
 func (b *frame) listeners(gw *gateway, taken map[int32]Key) {
@@ -320,7 +320,8 @@ func allowedNamespaces(gw *gateway, source *gatewayv1.Listener) func(string, fun
 	}
 }
 
-func compareKeys(a, b Key) int {
+// CompareKeys orders keys by namespace, then by name.
+func CompareKeys(a, b Key) int {
 	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 

@@ -64,7 +64,7 @@ type age struct {
 }
 
 func compareAges(a, b age) int {
-	return cmp.Or(a.created.Compare(b.created), compareKeys(a.Key, b.Key))
+	return cmp.Or(a.created.Compare(b.created), CompareKeys(a.Key, b.Key))
 }
 
 // attachment is a parentRef of a route.
@@ -174,6 +174,14 @@ func (b *Builder) build(in Inputs) Result {
 	b.bring(gone, touched)
 	b.conclude(gone, touched, placed)
 	return b.result
+}
+
+// ServiceRoute returns a route that was built last; nil where there is none.
+func (b *Builder) ServiceRoute(key Key) *v1alpha1.ServiceRoute {
+	if known := b.links[key]; known != nil {
+		return known.source
+	}
+	return nil
 }
 
 // update takes note of the objects. It tells whether all routes have to be linked
@@ -432,14 +440,14 @@ func (m *moves) settle() (flipped map[Key]bool) {
 			continue
 		}
 		held.value.Isolated = held.value.Selector != "" && m.isolated[key] > 0
-		at, was := slices.BinarySearchFunc(m.serviceList, key, func(s BackendService, key Key) int { return compareKeys(s.Key, key) })
+		at, was := slices.BinarySearchFunc(m.serviceList, key, func(s BackendService, key Key) int { return CompareKeys(s.Key, key) })
 		if held.value.Isolated != (was && m.serviceList[at].Isolated) {
 			flipped[key] = true
 		}
 	}
 	m.clusterList = amend(m.clusterList, func(c Cluster) string { return c.Name }, strings.Compare, m.clusters.of(m.traffic.clusters))
 	m.failoverList = amend(m.failoverList, func(f Failover) string { return f.Name }, strings.Compare, m.failovers.of(m.traffic.failovers))
-	m.serviceList = amend(m.serviceList, func(s BackendService) Key { return s.Key }, compareKeys, m.services.of(m.traffic.services))
+	m.serviceList = amend(m.serviceList, func(s BackendService) Key { return s.Key }, CompareKeys, m.services.of(m.traffic.services))
 	return flipped
 }
 
@@ -498,7 +506,7 @@ func (b *Builder) conclude(gone []*link, touched map[*link]bool, placed []*host)
 	}
 	result := Result{
 		Classes: b.frame.classList, Foreign: b.frame.foreign,
-		Routes: amend(b.result.Routes, func(s *RouteStatus) Key { return s.Key }, compareKeys, judged),
+		Routes: amend(b.result.Routes, func(s *RouteStatus) Key { return s.Key }, CompareKeys, judged),
 	}
 	hosts := map[*gateway]map[int32]changes[string, VirtualHost]{}
 	for _, host := range placed {

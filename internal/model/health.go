@@ -237,7 +237,7 @@ func (b *Builder) judgeHealth(result Result, policies []*v1alpha1.HealthPolicy) 
 		}
 		b.health[gw.Key] = gw.Health
 	}
-	slices.SortFunc(result.HealthPolicies, func(a, b PolicyStatus) int { return compareKeys(a.Key, b.Key) })
+	slices.SortFunc(result.HealthPolicies, func(a, b PolicyStatus) int { return CompareKeys(a.Key, b.Key) })
 	return result
 }
 
@@ -361,7 +361,7 @@ func observePolicy(policy PolicyStatus, o Observations) gatewayv1.PolicyStatus {
 
 // policyProgrammed is that of the first gateway, by name, that is not as far.
 func policyProgrammed(policy Key, target PolicyTarget, o Observations) metav1.Condition {
-	gateways := slices.SortedFunc(maps.Keys(target.Clusters), compareKeys)
+	gateways := slices.SortedFunc(maps.Keys(target.Clusters), CompareKeys)
 	if len(gateways) == 0 {
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonNotInUse,
 			"it is in force for no backend: no route leads to one, or a more specific HealthPolicy is for each")

@@ -114,6 +114,24 @@ type Gateway struct {
 	Infrastructure *Infrastructure
 }
 
+// Cluster returns the cluster of a name.
+func (g *Gateway) Cluster(name string) (of Cluster, exists bool) {
+	at, exists := slices.BinarySearchFunc(g.Clusters, name, func(c Cluster, name string) int { return strings.Compare(c.Name, name) })
+	if !exists {
+		return Cluster{}, false
+	}
+	return g.Clusters[at], true
+}
+
+// Service returns the Service of a key.
+func (g *Gateway) Service(key Key) (of BackendService, exists bool) {
+	at, exists := slices.BinarySearchFunc(g.Services, key, func(s BackendService, key Key) int { return CompareKeys(s.Key, key) })
+	if !exists {
+		return BackendService{}, false
+	}
+	return g.Services[at], true
+}
+
 // Port is a port that a gateway listens on.
 type Port struct {
 	// Number that clients connect to.

@@ -218,7 +218,7 @@ func backendStatuses(rules []rule) []BackendStatus {
 		all = append(all, rule.backends...)
 	}
 	slices.SortFunc(all, func(a, b BackendStatus) int {
-		return cmp.Or(compareKeys(a.Service, b.Service), cmp.Compare(a.Port, b.Port))
+		return cmp.Or(CompareKeys(a.Service, b.Service), cmp.Compare(a.Port, b.Port))
 	})
 	var once []BackendStatus
 	for _, backend := range all {
