@@ -27,6 +27,13 @@ FOCUS ?=
 LABELS ?=
 export FOCUS LABELS
 SELECTION = $${FOCUS:+--focus="$$FOCUS"} $${LABELS:+--label-filter="$$LABELS"}
+# How long to fuzz each target, and how many gateways to show to Envoy.
+FUZZTIME ?= 1m
+SAMPLES ?= 300
+# What to measure, a regular expression on STAGE/NAME (`make bench BENCH='^1000/'`),
+# and more flags (`go run ./test/bench -h`).
+BENCH ?=
+BENCHFLAGS ?=
 # More flags, for `go test` (unit) and for ginkgo (integration, deflake).
 TESTFLAGS ?=
 GINKGOFLAGS ?=
@@ -112,10 +119,16 @@ deflake: ## Repeat integration tests until one fails (FOCUS, LABELS).
 	hack/need.sh netns
 	$(ENVOY_BIN_SET); $(ASSETS_SET); $(TOOL) ginkgo run --until-it-fails --require-suite --randomize-all --poll-progress-after=60s $(SELECTION) $(GINKGOFLAGS) ./test/integration/...
 
+.PHONY: fuzz
+fuzz: ## Look for objects that break the translation, FUZZTIME for each target; then show Envoy what is made of SAMPLES gateways at random.
+	$(GO) test ./internal/model -run '^$$' -fuzz '^FuzzBuild$$' -fuzztime $(FUZZTIME)
+	$(GO) test ./internal/envoy -run '^$$' -fuzz '^FuzzTranslate$$' -fuzztime $(FUZZTIME)
+	$(ENVOY_BIN_SET); $(GO) test ./internal/envoy -run '^TestEnvoyTakesAnything$$' -timeout 60m -v -samples $(SAMPLES)
+
 .PHONY: bench
-bench: ## Measure what docs/benchmarks.md promises (needs root for network namespaces).
+bench: ## Measure what docs/benchmarks.md promises (BENCH, BENCHFLAGS; needs root for network namespaces).
 	hack/need.sh netns
-	$(ENVOY_BIN_SET); $(ASSETS_SET); $(GO) run ./test/bench
+	$(ENVOY_BIN_SET); $(ASSETS_SET); $(GO) run ./test/bench -run "$(BENCH)" $(BENCHFLAGS)
 
 ##@ Build
 

@@ -30,6 +30,7 @@ import (
 
 	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/model"
+	crdschema "meshroute.io/meshroute/internal/schema"
 )
 
 // Bounds of what is read.
@@ -42,7 +43,7 @@ const (
 // read as a whole keeps the objects that it had when it last could.
 type source struct {
 	folder  string
-	schemas map[schema.GroupVersionKind]*kindSchema
+	schemas map[schema.GroupVersionKind]*crdschema.Schema
 	files   map[string]*file
 	seen    map[string]metav1.Object // by id, as last read
 	now     time.Time                // of the present read
@@ -62,7 +63,7 @@ func newSource(folder string) (*source, error) {
 	if !info.IsDir() {
 		return nil, fmt.Errorf("%s is not a folder", folder)
 	}
-	schemas, err := loadSchemas()
+	schemas, err := crdschema.Load()
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +267,7 @@ func (s *source) document(ctx context.Context, document []byte) ([]metav1.Object
 	metadata, _ := content["metadata"].(map[string]any)
 	name := fmt.Sprintf("%s %v", kind, metadata["name"])
 	if own := s.schemas[gvk]; own != nil {
-		if err := own.admit(ctx, content); err != nil {
+		if err := own.Admit(ctx, content); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}

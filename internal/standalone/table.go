@@ -19,7 +19,7 @@ import (
 // table renders MeshRoutes as kubectl does, by the columns of their definition;
 // all but the age, which files do not tell.
 func (s *source) table(ctx context.Context, routes map[model.Key]v1alpha1.MeshRouteStatus) (string, error) {
-	columns := s.schemas[v1alpha1.GroupVersion.WithKind("MeshRoute")].columns
+	columns := s.schemas[v1alpha1.GroupVersion.WithKind("MeshRoute")].Columns
 	columns = slices.Clone(columns)
 	convertor, err := tableconvertor.New(columns)
 	if err != nil {
