@@ -324,23 +324,12 @@ func (p *Pod) LastGood() (string, error) {
 
 // Stat returns Envoy's statistics whose names start with one of the prefixes.
 func (p *Pod) Stat(prefixes ...string) (map[string]string, error) {
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(p.folder, "run", "admin.sock"))
-		},
-	}}
-	response, err := client.Get("http://envoy/stats")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = response.Body.Close() }()
-	body, err := io.ReadAll(response.Body)
+	page, err := p.Admin("/stats")
 	if err != nil {
 		return nil, err
 	}
 	stats := map[string]string{}
-	for line := range strings.Lines(string(body)) {
+	for line := range strings.Lines(page) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
 		for _, prefix := range prefixes {
 			if strings.HasPrefix(name, prefix) {
@@ -349,4 +338,24 @@ func (p *Pod) Stat(prefixes ...string) (map[string]string, error) {
 		}
 	}
 	return stats, nil
+}
+
+// Admin returns a page of Envoy's admin interface.
+func (p *Pod) Admin(path string) (string, error) {
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(p.folder, "run", "admin.sock"))
+		},
+	}}
+	response, err := client.Get("http://envoy" + path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s of Envoy: %s", path, response.Status)
+	}
+	return string(body), err
 }

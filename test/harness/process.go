@@ -108,6 +108,9 @@ func (p *Process) StopWithin(limit time.Duration) {
 	}
 }
 
+// Name of the program, as it was started.
+func (p *Process) Name() string { return p.name }
+
 // PID is that of the running program.
 func (p *Process) PID() int {
 	p.mu.Lock()
