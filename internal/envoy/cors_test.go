@@ -115,6 +115,7 @@ func TestCORS(t *testing.T) {
 		"origin: wildcard, the suffix":   {"GET", "/some", []string{"Origin: https://example.org"}, "backend 200 vary: Origin"},
 		"origin: wildcard, more":         {"GET", "/some", []string{"Origin: https://a.example.org.evil.net"}, "backend 200 vary: Origin"},
 		"origin: wildcard, dots are":     {"GET", "/some", []string{"Origin: https://aXexample.org"}, "backend 200 vary: Origin"},
+		"origin: wildcard, a path":       {"GET", "/some", []string{"Origin: https://evil.net/.example.org"}, "backend 200 vary: Origin"},
 		"origin: any host with its port": {"GET", "/some", []string{"Origin: https://x.net:8443"}, allowed("https://x.net:8443")},
 	} {
 		check := func(t *testing.T, host string) {
