@@ -18,7 +18,9 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	streamv3 "github.com/envoyproxy/go-control-plane/pkg/server/stream/v3"
 	"github.com/go-logr/logr/testr"
@@ -501,6 +503,29 @@ func TestRealEnvoy(t *testing.T) {
 	} else {
 		t.Logf("a new route with a health check took %v", took)
 	}
+
+	// A route that Envoy refuses: told by its object, which stays as it was; a
+	// neighbour that comes with the same change is served.
+	m.applied(t, m.Set(gw, content(3, nil)).Sequence)
+	bad := content(4, nil)
+	scopeName := fmt.Sprintf("port-%d/*", port)
+	scope := proto.Clone(bad[kinds[routes].url][scopeName]).(*routev3.ScopedRouteConfiguration)
+	for _, route := range scope.GetRouteConfiguration().GetVirtualHosts()[0].GetRoutes() {
+		if route.GetName() == "shop/web-1/80" {
+			route.Match.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: "("}}
+		}
+	}
+	bad[kinds[routes].url][scopeName] = scope
+	start = time.Now()
+	sequence := m.Set(gw, bad).Sequence
+	m.until(t, "a refused object", func(a Acks) bool {
+		return len(a.Pods) == 1 && a.Pods[0].Sequence == sequence && strings.Contains(a.Pods[0].Held["shop/web-1"], "missing )")
+	})
+	t.Logf("it was found after %v", time.Since(start))
+	get("/1")
+	get("/3")
+	m.applied(t, m.Set(gw, content(5, nil)).Sequence)
+	get("/4")
 
 	// A cluster that Envoy refuses: told by name, and the old routes go on.
 	refused := content(3, nil)

@@ -198,16 +198,19 @@ func (m *fakeManager) respond(k kind) {
 // ---- An Envoy: what it asks for follows from what it has.
 
 type fakeEnvoy struct {
-	rand   *rand.Rand
-	have   content
-	warm   map[string]bool // clusters
-	rewarm map[string]bool // clusters changed, endpoints not come again yet
-	late   map[string]bool // of these, those that an earlier stream has left so
-	subs   [numKinds]map[string]bool
-	asked  [numKinds]bool
-	in     []*discoveryv3.DeltaDiscoveryResponse
-	out    []*discoveryv3.DeltaDiscoveryRequest
-	pushed int
+	rand *rand.Rand
+	// refuses tells whether it refuses a resource.
+	refuses func(*discoveryv3.Resource) bool
+	refused func() // called when it did; nil: nothing is
+	have    content
+	warm    map[string]bool // clusters
+	rewarm  map[string]bool // clusters changed, endpoints not come again yet
+	late    map[string]bool // of these, those that an earlier stream has left so
+	subs    [numKinds]map[string]bool
+	asked   [numKinds]bool
+	in      []*discoveryv3.DeltaDiscoveryResponse
+	out     []*discoveryv3.DeltaDiscoveryRequest
+	pushed  int
 	// routes that requests take. It has them while it has a listener; have keeps
 	// what it was sent, also when it has none.
 	routes map[string]*discoveryv3.Resource
@@ -220,7 +223,7 @@ type fakeEnvoy struct {
 }
 
 func newFakeEnvoy(r *rand.Rand) *fakeEnvoy {
-	e := &fakeEnvoy{rand: r, warm: map[string]bool{}, rewarm: map[string]bool{}, routes: map[string]*discoveryv3.Resource{}}
+	e := &fakeEnvoy{rand: r, refuses: bad, warm: map[string]bool{}, rewarm: map[string]bool{}, routes: map[string]*discoveryv3.Resource{}}
 	for k := range numKinds {
 		e.have[k], e.subs[k] = map[string]*discoveryv3.Resource{}, map[string]bool{}
 	}
@@ -303,14 +306,17 @@ func (e *fakeEnvoy) receive() error {
 	e.in = e.in[1:]
 	k, _ := kindOf(resp.GetTypeUrl())
 	e.pushed += len(resp.GetResources())
-	refuse := slices.ContainsFunc(resp.GetResources(), bad)
+	refuse := slices.ContainsFunc(resp.GetResources(), e.refuses)
 	ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 	if refuse {
+		if e.refused != nil {
+			e.refused()
+		}
 		ack.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: "no good"}
 	}
 	for _, r := range resp.GetResources() {
 		// Envoy takes some of the good ones of a refused response.
-		if bad(r) || refuse && e.rand.IntN(2) == 0 || !kinds[k].wildcard && !e.subs[k][r.GetName()] {
+		if e.refuses(r) || refuse && e.rand.IntN(2) == 0 || !kinds[k].wildcard && !e.subs[k][r.GetName()] {
 			continue
 		}
 		switch k {
@@ -460,9 +466,10 @@ func (w *world) connectManager(m *fakeManager) {
 func (w *world) connectEnvoy(fresh bool) {
 	trace("ENVOY CONNECTS fresh=%v", fresh)
 	if fresh {
-		pushed, strangers := w.envoy.pushed, w.envoy.strangers
-		w.envoy = newFakeEnvoy(w.envoy.rand)
-		w.envoy.pushed, w.envoy.strangers = pushed, strangers
+		last := w.envoy
+		w.envoy = newFakeEnvoy(last.rand)
+		w.envoy.pushed, w.envoy.strangers = last.pushed, last.strangers
+		w.envoy.refuses, w.envoy.refused = last.refuses, last.refused
 	}
 	w.envoyUp = true
 	w.state.envoyOpened()

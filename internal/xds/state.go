@@ -2,6 +2,7 @@ package xds
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -90,6 +91,9 @@ type kindState struct {
 	wanted  digest
 	acked   *digest
 	refusal *reportv1.Refusal
+	// withheld are the objects that Envoy does not have as they are wanted in the
+	// content acked.
+	withheld []*reportv1.Withheld
 }
 
 // item is all about one resource. Its name may be known before itself: others
@@ -102,6 +106,9 @@ type item struct {
 	good    *version   // last acknowledged by Envoy, on whatever stream
 	held    *version   // what Envoy has on its present stream
 	maybe   []*version // what Envoy may have, too: sent and not acknowledged
+
+	search *search                  // routes: what can be served of desired, which was refused
+	known  map[string]refusedObject // routes: what was found by the last search
 
 	users map[*item]struct{} // items whose target needs this one
 	// groups are the aggregate clusters whose target has this cluster as a member.
@@ -136,6 +143,7 @@ type status int
 
 const (
 	applied status = iota // Envoy has it, or does not want it
+	partly                // Envoy has it but for the objects that it refuses
 	waiting               // something else must come from the manager
 	refused               // Envoy refused it or what it needs
 	pending               // Envoy owes an answer or a subscription
@@ -221,7 +229,7 @@ func (s *relayState) lastGood() []*discoveryv3.Resource {
 func (s *relayState) progress() []*reportv1.TypeState {
 	types := make([]*reportv1.TypeState, numKinds)
 	for k := range s.kinds {
-		types[k] = &reportv1.TypeState{TypeUrl: kinds[k].url, Refusal: s.kinds[k].refusal}
+		types[k] = &reportv1.TypeState{TypeUrl: kinds[k].url, Refusal: s.kinds[k].refusal, Withheld: s.kinds[k].withheld}
 		if acked := s.kinds[k].acked; acked != nil {
 			types[k].Acknowledged = acked.bytes()
 		}
@@ -324,6 +332,9 @@ func (s *relayState) want(k kind, it *item, r *discoveryv3.Resource) {
 			it.held = it.desired
 			s.noStranger(k, it)
 		}
+	}
+	if k == routes && (it.search == nil || it.search.of != it.desired) {
+		s.searchAgain(it)
 	}
 	s.retarget(k, it)
 }
@@ -433,6 +444,11 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 			if e.v != nil || kinds[k].wildcard {
 				s.setHeld(k, e.it, e.v)
 			}
+			if search := e.it.search; search != nil && search.trial == e.v && !search.done() {
+				search.taken()
+				s.searched(e.it)
+				s.retarget(k, e.it)
+			}
 			s.mark(k, e.it)
 		}
 	case alone && entries[0].v == nil: // nothing more can be done about it
@@ -462,6 +478,15 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 		it.unasked = it.resend && s.checked(it)
 		if it.good == v {
 			s.setGood(k, it, nil)
+		}
+		switch {
+		case k != routes:
+		case it.search != nil && it.search.trial == v:
+			it.search.refused(v.refused)
+			s.searched(it)
+		case it.search == nil && it.desired == v:
+			it.search = newSearch(v, it.before(), nil)
+			s.searched(it)
 		}
 		s.retarget(k, it)
 		s.mark(k, it)
@@ -501,11 +526,57 @@ func (s *relayState) markAll(k kind) {
 	}
 }
 
+// before is what Envoy has of an item, or had last.
+func (it *item) before() *version {
+	if it.held != nil && !it.held.unknown {
+		return it.held
+	}
+	return it.good
+}
+
+// searchAgain begins a search where the wanted version has objects as they were
+// refused before, so that Envoy need not refuse them again.
+func (s *relayState) searchAgain(it *item) {
+	known := it.known
+	it.search, it.known = nil, nil
+	if len(known) == 0 || it.desired == nil || it.desired.refused != "" {
+		return
+	}
+	again := newSearch(it.desired, it.before(), known)
+	if again == nil || len(again.bad) == 0 {
+		return
+	}
+	it.search = again
+	it.desired.refused = "objects in it were refused before"
+	s.searched(it)
+}
+
+// searched takes note of the next trial, or of the outcome, of an item's search.
+func (s *relayState) searched(it *item) {
+	search := it.search
+	for search != nil {
+		if same := it.find(search.trial.GetVersion()); same != nil {
+			search.trial = same
+		}
+		switch {
+		case search.done():
+			it.known = search.remember()
+			return
+		case search.trial == it.held && len(it.maybe) == 0:
+			search.taken() // Envoy has it already
+		default:
+			return
+		}
+	}
+}
+
 // retarget decides which version is to be sent, and who is needed for it.
 func (s *relayState) retarget(k kind, it *item) {
 	s.mark(k, it)
 	to := it.desired
-	if to != nil && (to.refused != "" || to.keep) {
+	if to != nil && to.refused != "" && it.search != nil {
+		to = it.search.trial
+	} else if to != nil && (to.refused != "" || to.keep) {
 		to = it.good
 		if to != nil && to.refused != "" {
 			to = nil
@@ -804,10 +875,13 @@ func (s *relayState) judge(k kind, it *item) (send bool, v verdict) {
 	case it.target == nil:
 		return false, verdict{refused, it.desired.refused}
 	case asked && it.held == it.target && len(it.maybe) == 0 && !it.resend && !it.leaving:
-		if it.target != it.desired && !it.desired.keep {
-			return false, verdict{refused, it.desired.refused}
+		switch {
+		case it.target == it.desired || it.desired.keep:
+			return false, s.below(k, it)
+		case it.search != nil:
+			return false, verdict{partly, it.search.why()}
 		}
-		return false, s.below(k, it)
+		return false, verdict{refused, it.desired.refused}
 	case k == listeners && !s.kinds[routes].known:
 		// It would wait for them, and after a while open without.
 		return false, verdict{waiting, "the routes have not come"}
@@ -1090,17 +1164,19 @@ func (s *relayState) reply(k kind) *discoveryv3.DeltaDiscoveryRequest {
 		a = answer{codes.InvalidArgument, s.reasons(k, refused)}
 	case ts.count[waiting] > 0:
 		a = answer{codes.Unavailable, s.reasons(k, waiting)}
+	case ts.count[partly] > 0:
+		a = answer{codes.InvalidArgument, s.reasons(k, partly)}
 	}
 	// A deferral asks for more, once; it does not take back an answer.
 	if ts.answer != nil && (a == *ts.answer || a.code == codes.Unavailable) {
 		return nil
 	}
 	ts.answer = &a
-	switch a.code {
-	case codes.OK:
-		ts.acked, ts.refusal = new(ts.wanted), nil
+	switch {
+	case a.code == codes.OK, a.code == codes.InvalidArgument && ts.count[refused] == 0:
+		ts.acked, ts.refusal, ts.withheld = new(ts.wanted), nil, s.withheld(k)
 		s.told++
-	case codes.InvalidArgument:
+	case a.code == codes.InvalidArgument:
 		ts.refusal = &reportv1.Refusal{Content: ts.wanted.bytes(), Message: a.message}
 		s.told++
 	}
@@ -1109,6 +1185,27 @@ func (s *relayState) reply(k kind) *discoveryv3.DeltaDiscoveryRequest {
 		req.ErrorDetail = &rpcstatus.Status{Code: int32(a.code), Message: a.message}
 	}
 	return req
+}
+
+// maxWithheld bounds how many objects are told of.
+const maxWithheld = 100
+
+// withheld are the objects that Envoy refuses, sorted by name.
+func (s *relayState) withheld(k kind) []*reportv1.Withheld {
+	if s.kinds[k].count[partly] == 0 {
+		return nil
+	}
+	words := map[string]string{}
+	for _, it := range s.kinds[k].items {
+		if it.verdict.status == partly {
+			maps.Copy(words, it.search.bad)
+		}
+	}
+	var all []*reportv1.Withheld
+	for _, object := range slices.Sorted(maps.Keys(words))[:min(len(words), maxWithheld)] {
+		all = append(all, &reportv1.Withheld{Object: object, Message: words[object]})
+	}
+	return all
 }
 
 // reasons names who is refused or waiting, and why.

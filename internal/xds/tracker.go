@@ -29,7 +29,11 @@ type PodAck struct {
 	// Sequence is the newest one whose content the pod has; 0: none that is
 	// known here.
 	Sequence uint64
-	// Nack is set while the pod refuses something.
+	// Held are the objects that Envoy refuses in what the pod has acknowledged, by
+	// "namespace/name" of the ServiceRoute, with Envoy's words: they are as they
+	// were, or left out.
+	Held map[string]string
+	// Nack is set while the pod refuses something else.
 	Nack *Nack
 	// NetworkPolicy is what the pod found out about its network.
 	NetworkPolicy reportv1.NetworkPolicy
@@ -96,8 +100,9 @@ type podState struct {
 		acknowledged bool
 		content      digest // if acknowledged
 		// at is the newest sequence that had what the pod has; 0: none did.
-		at      uint64
-		refusal *reportv1.Refusal
+		at       uint64
+		refusal  *reportv1.Refusal
+		withheld []*reportv1.Withheld
 	}
 	networkPolicy reportv1.NetworkPolicy
 	draining      bool
@@ -126,12 +131,13 @@ func (t *tracker) report(pod *podState, state *reportv1.PodState) {
 	pod.networkPolicy, pod.draining = state.GetNetworkPolicy(), state.GetDraining()
 	for k := range pod.kinds {
 		of := &pod.kinds[k]
-		of.refusal = nil
+		of.refusal, of.withheld = nil, nil
 		at := slices.IndexFunc(state.GetTypes(), func(s *reportv1.TypeState) bool { return s.GetTypeUrl() == kinds[k].url })
 		if at < 0 {
 			continue
 		}
 		of.refusal = state.GetTypes()[at].GetRefusal()
+		of.withheld = state.GetTypes()[at].GetWithheld()
 		of.content, of.acknowledged = parseDigest(state.GetTypes()[at].GetAcknowledged())
 		for _, v := range slices.Backward(t.vectors) {
 			if of.acknowledged && v.digests[k] == of.content {
@@ -155,6 +161,7 @@ func (t *tracker) acks() Acks {
 	for name, pod := range newest {
 		ack := PodAck{Pod: name, Sequence: pod.sequence(), NetworkPolicy: pod.networkPolicy, Draining: pod.draining}
 		ack.Nack = t.nack(pod, ack.Sequence)
+		ack.Held = pod.held()
 		if ack.Sequence == 0 && ack.Nack == nil {
 			acks.Starting++
 			continue
@@ -173,6 +180,21 @@ func (p *podState) sequence() uint64 {
 		lowest = min(lowest, p.kinds[k].at)
 	}
 	return lowest
+}
+
+func (p *podState) held() map[string]string {
+	var held map[string]string
+	for k := range p.kinds {
+		for _, withheld := range p.kinds[k].withheld {
+			if held == nil {
+				held = map[string]string{}
+			}
+			if len(held) < maxWithheld {
+				held[withheld.GetObject()] = clip(cmp.Or(withheld.GetMessage(), "no reason given"))
+			}
+		}
+	}
+	return held
 }
 
 // nack is the first refusal in the order of application: what is refused later

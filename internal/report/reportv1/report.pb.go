@@ -321,7 +321,11 @@ type TypeState struct {
 	// all that it needs; empty where there was none yet.
 	Acknowledged []byte `protobuf:"bytes,2,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	// refusal is set while Envoy refuses something of the type.
-	Refusal       *Refusal `protobuf:"bytes,3,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Refusal *Refusal `protobuf:"bytes,3,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	// withheld are the objects that Envoy refuses in the content acknowledged, at
+	// most 100: they are as they were, or left out. What belongs to others is as
+	// wanted.
+	Withheld      []*Withheld `protobuf:"bytes,4,rep,name=withheld,proto3" json:"withheld,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +381,68 @@ func (x *TypeState) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *TypeState) GetWithheld() []*Withheld {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
+}
+
+// Withheld is an object that Envoy refuses.
+type Withheld struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// object is the namespace/name of a route.
+	Object string `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
+	// message has Envoy's words, at most 1 KiB.
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Withheld) Reset() {
+	*x = Withheld{}
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Withheld) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Withheld) ProtoMessage() {}
+
+func (x *Withheld) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Withheld.ProtoReflect.Descriptor instead.
+func (*Withheld) Descriptor() ([]byte, []int) {
+	return file_internal_report_reportv1_report_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Withheld) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Withheld) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Refusal is content that Envoy refused.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -390,7 +456,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_internal_report_reportv1_report_proto_msgTypes[6]
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -402,7 +468,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_report_reportv1_report_proto_msgTypes[6]
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -415,7 +481,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_internal_report_reportv1_report_proto_rawDescGZIP(), []int{6}
+	return file_internal_report_reportv1_report_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Refusal) GetContent() []byte {
@@ -446,11 +512,15 @@ const file_internal_report_reportv1_report_proto_rawDesc = "" +
 	"\bPodState\x124\n" +
 	"\x05types\x18\x01 \x03(\v2\x1e.meshroute.report.v1.TypeStateR\x05types\x12I\n" +
 	"\x0enetwork_policy\x18\x02 \x01(\x0e2\".meshroute.report.v1.NetworkPolicyR\rnetworkPolicy\x12\x1a\n" +
-	"\bdraining\x18\x03 \x01(\bR\bdraining\"\x82\x01\n" +
+	"\bdraining\x18\x03 \x01(\bR\bdraining\"\xbd\x01\n" +
 	"\tTypeState\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\"\n" +
 	"\facknowledged\x18\x02 \x01(\fR\facknowledged\x126\n" +
-	"\arefusal\x18\x03 \x01(\v2\x1c.meshroute.report.v1.RefusalR\arefusal\"=\n" +
+	"\arefusal\x18\x03 \x01(\v2\x1c.meshroute.report.v1.RefusalR\arefusal\x129\n" +
+	"\bwithheld\x18\x04 \x03(\v2\x1d.meshroute.report.v1.WithheldR\bwithheld\"<\n" +
+	"\bWithheld\x12\x16\n" +
+	"\x06object\x18\x01 \x01(\tR\x06object\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"=\n" +
 	"\aRefusal\x12\x18\n" +
 	"\acontent\x18\x01 \x01(\fR\acontent\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage*i\n" +
@@ -475,7 +545,7 @@ func file_internal_report_reportv1_report_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_report_reportv1_report_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_report_reportv1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_internal_report_reportv1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_internal_report_reportv1_report_proto_goTypes = []any{
 	(NetworkPolicy)(0),         // 0: meshroute.report.v1.NetworkPolicy
 	(*WatchLeaderRequest)(nil), // 1: meshroute.report.v1.WatchLeaderRequest
@@ -484,22 +554,24 @@ var file_internal_report_reportv1_report_proto_goTypes = []any{
 	(*ReportResponse)(nil),     // 4: meshroute.report.v1.ReportResponse
 	(*PodState)(nil),           // 5: meshroute.report.v1.PodState
 	(*TypeState)(nil),          // 6: meshroute.report.v1.TypeState
-	(*Refusal)(nil),            // 7: meshroute.report.v1.Refusal
+	(*Withheld)(nil),           // 7: meshroute.report.v1.Withheld
+	(*Refusal)(nil),            // 8: meshroute.report.v1.Refusal
 }
 var file_internal_report_reportv1_report_proto_depIdxs = []int32{
 	5, // 0: meshroute.report.v1.PodReport.state:type_name -> meshroute.report.v1.PodState
 	6, // 1: meshroute.report.v1.PodState.types:type_name -> meshroute.report.v1.TypeState
 	0, // 2: meshroute.report.v1.PodState.network_policy:type_name -> meshroute.report.v1.NetworkPolicy
-	7, // 3: meshroute.report.v1.TypeState.refusal:type_name -> meshroute.report.v1.Refusal
-	1, // 4: meshroute.report.v1.Reports.WatchLeader:input_type -> meshroute.report.v1.WatchLeaderRequest
-	3, // 5: meshroute.report.v1.Reports.Report:input_type -> meshroute.report.v1.PodReport
-	2, // 6: meshroute.report.v1.Reports.WatchLeader:output_type -> meshroute.report.v1.Leader
-	4, // 7: meshroute.report.v1.Reports.Report:output_type -> meshroute.report.v1.ReportResponse
-	6, // [6:8] is the sub-list for method output_type
-	4, // [4:6] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	8, // 3: meshroute.report.v1.TypeState.refusal:type_name -> meshroute.report.v1.Refusal
+	7, // 4: meshroute.report.v1.TypeState.withheld:type_name -> meshroute.report.v1.Withheld
+	1, // 5: meshroute.report.v1.Reports.WatchLeader:input_type -> meshroute.report.v1.WatchLeaderRequest
+	3, // 6: meshroute.report.v1.Reports.Report:input_type -> meshroute.report.v1.PodReport
+	2, // 7: meshroute.report.v1.Reports.WatchLeader:output_type -> meshroute.report.v1.Leader
+	4, // 8: meshroute.report.v1.Reports.Report:output_type -> meshroute.report.v1.ReportResponse
+	7, // [7:9] is the sub-list for method output_type
+	5, // [5:7] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_internal_report_reportv1_report_proto_init() }
@@ -513,7 +585,7 @@ func file_internal_report_reportv1_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_report_reportv1_report_proto_rawDesc), len(file_internal_report_reportv1_report_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
