@@ -45,7 +45,9 @@ type DataplaneReconciler struct {
 
 	// Direct reads from the API server rather than from the cache.
 	Direct client.Reader
-	Clock  clock.PassiveClock
+	// Certificates are what listeners serve.
+	Certificates *Certificates
+	Clock        clock.PassiveClock
 
 	cache cache.Cache
 	// first is when the first build was sent, built that agents are served.
@@ -54,6 +56,8 @@ type DataplaneReconciler struct {
 	// checked are the generations of routes whose Services were looked for.
 	checked map[model.Key]int64
 	waited  int
+	// reading is since when Secrets are read that are not known yet.
+	reading time.Time
 }
 
 // catchUp is how long is waited for a cache that is behind, and catchUps how
@@ -173,11 +177,11 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	if r.behind(ctx, in) {
+	if in.Now = r.Clock.Now(); !r.readCertificates(&in) || r.behind(ctx, in) {
 		return ctrl.Result{RequeueAfter: catchUp}, nil
 	}
 	var failed error
-	r.Dataplane.Configure(in, r.Clock.Now(), func(service model.Key) []*discoveryv1.EndpointSlice {
+	r.Dataplane.Configure(in, in.Now, func(service model.Key) []*discoveryv1.EndpointSlice {
 		found, err := endpointSlices(ctx, r.Client, service)
 		if err != nil {
 			failed = err
@@ -188,7 +192,35 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 		return ctrl.Result{}, failed
 	}
 	r.Changed()
-	return ctrl.Result{RequeueAfter: r.start()}, nil
+	again := r.start()
+	if next := model.NextChange(in.Certificates, in.Now); again == 0 && !next.IsZero() {
+		again = next.Sub(in.Now) + time.Second // validity is told in whole seconds
+	}
+	return ctrl.Result{RequeueAfter: again}, nil
+}
+
+// readWait is how long a build waits for Secrets that were not read before: a
+// listener that names another one than before would otherwise serve none for a
+// moment. At the start, when all of them are new, startWait is the bound.
+const readWait = 500 * time.Millisecond
+
+// readCertificates adds what Gateways' Secrets hold to in. It is false while
+// that is worth waiting for.
+func (r *DataplaneReconciler) readCertificates(in *model.Inputs) bool {
+	certificates, complete := r.Certificates.Read(model.Certificates(*in))
+	in.Certificates = certificates
+	if complete {
+		r.reading = time.Time{}
+		return true
+	}
+	if r.reading.IsZero() {
+		r.reading = in.Now
+	}
+	most := readWait
+	if r.first.IsZero() {
+		most = startWait
+	}
+	return in.Now.Sub(r.reading) >= most
 }
 
 // start has agents served after the first build, once no gateway would be cut
@@ -351,6 +383,7 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 		Watches(&corev1.Service{}, service, builder.WithPredicates(serviceSpecChanged)).
 		Watches(&discoveryv1.EndpointSlice{}, endpoints).
 		Watches(&networkingv1.NetworkPolicy{}, policy).
+		WatchesRawSource(r.Certificates).
 		WatchesRawSource(startSource{}).
 		WithOptions(controller.TypedOptions[dataplaneRequest]{
 			// One at a time: what is built must not be overtaken by what was

@@ -5,6 +5,7 @@
 //	gateway_controller.go        the leader: Gateways ─► Deployments, Services, …
 //	networkpolicy_controller.go  the leader: routes ─► NetworkPolicies of backends
 //	status_controller.go         the leader: what was judged and observed ─► statuses, MeshRoutes
+//	certificates.go              every replica: the Secrets that Gateways refer to
 //	authority.go                 every replica: the CA's Secret, and agents' tokens
 //
 // The first has the configuration path for itself: no status write is ever
@@ -34,6 +35,12 @@ package controllers
 // +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=networkpolicies,verbs=get;list;watch;create;patch;delete
+
+// Certificates that listeners refer to. The operator asks for single Secrets by
+// name, so that who does not want it to read others can bind a Role that names
+// these, in their namespace, instead of this one everywhere.
+//
+// +kubebuilder:rbac:roleName=meshroute-manager-certificates,groups="",resources=secrets,verbs=list;watch
 
 // What belongs to no namespace: classes, the version of Gateway API, the labels
 // of namespaces, who an agent is, and who may read metrics.

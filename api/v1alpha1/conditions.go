@@ -45,6 +45,9 @@ const (
 	// ConditionNetworkPolicyEnforced is present on a Gateway whose pods try
 	// whether network policies are enforced, and tells what they found.
 	ConditionNetworkPolicyEnforced = "NetworkPolicyEnforced"
+	// ConditionCertificatesValid is present on an HTTPS listener that serves, and
+	// tells whether clients take its certificates.
+	ConditionCertificatesValid = "CertificatesValid"
 )
 
 // Reasons of conditions, beside those that Gateway API defines.
@@ -114,6 +117,20 @@ const (
 	ReasonNoSelector = "NoSelector"
 	// ReasonNotInUse: a policy is in force for no backend of any gateway.
 	ReasonNotInUse = "NotInUse"
+	// ReasonCertificatesValid: the certificates are valid now, and for the
+	// listener's hostname.
+	ReasonCertificatesValid = "Valid"
+	// ReasonCertificateExpired: a certificate has expired. It is served all the
+	// same.
+	ReasonCertificateExpired = "Expired"
+	// ReasonCertificateNotYetValid: a certificate is not valid yet.
+	ReasonCertificateNotYetValid = "NotYetValid"
+	// ReasonCertificateNameMismatch: no certificate is for the listener's
+	// hostname.
+	ReasonCertificateNameMismatch = "NameMismatch"
+	// ReasonListenerNotServed: no listener that the route is attached to has a
+	// certificate that can be served.
+	ReasonListenerNotServed = "ListenerNotServed"
 	// ReasonRefused: Envoy refused the configuration; the previous one serves on.
 	ReasonRefused = "RefusedByEnvoy"
 )

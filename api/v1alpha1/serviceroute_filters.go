@@ -50,10 +50,11 @@ type Redirect struct {
 	// +optional
 	Hostname *gatewayv1.PreciseHostname `json:"hostname,omitempty"`
 
-	// Port of the URL. Left out, it is the usual one of scheme, where that is
-	// given (80 for http, 443 for https); else the listener's, where hostname is
-	// given; else the one that the client named. A port that is the usual one
-	// of the URL's scheme is not written.
+	// Port of the URL. Left out, it is the one on which the Gateway serves scheme,
+	// where that is given: the usual one (80 for http, 443 for https), unless it
+	// has only another; else the listener's, where hostname is given; else the
+	// one that the client named. A port that is the usual one of the URL's scheme
+	// is not written.
 	//
 	// +optional
 	// +kubebuilder:validation:Minimum=1

@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
@@ -134,6 +135,10 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	if err != nil {
 		return err
 	}
+	secrets, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
 	authority, err := controllers.LoadAuthority(ctx, direct, options.namespace, clock.RealClock{}, gatewaysChanged)
 	if err != nil {
 		return err
@@ -179,7 +184,8 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 		func() error {
 			return (&controllers.DataplaneReconciler{
 				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Built: built, Clock: clock.RealClock{},
-				Changed: func() { ring(toPolicies); statusChanged(); gatewaysChanged() },
+				Certificates: controllers.NewCertificates(secrets),
+				Changed:      func() { ring(toPolicies); statusChanged(); gatewaysChanged() },
 			}).SetupWithManager(ctx, mgr)
 		},
 		func() error {

@@ -10,6 +10,9 @@
 package envoy
 
 import (
+	"slices"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -46,6 +49,7 @@ type Translator struct {
 
 	checked  map[string]checkedCluster
 	clusters map[model.Cluster]proto.Message
+	secrets  map[*model.Certificate]proto.Message
 	ports    map[string]*translatedPort
 	// failovers by name: it stands for all that they are.
 	failovers map[string]proto.Message
@@ -54,7 +58,9 @@ type Translator struct {
 // translatedPort is a port as it was translated last.
 type translatedPort struct {
 	number, bind int32
-	listener     proto.Message
+	https        bool
+	tls          []model.TLSListener
+	listener     *listenerv3.Listener // nil: nothing is served
 	scopes       scopes
 }
 
@@ -62,7 +68,7 @@ type translatedPort struct {
 func (t *Translator) Translate(gw model.Gateway) Resources {
 	resources := Resources{
 		resource.ListenerType:    make(map[string]proto.Message, len(gw.Ports)),
-		resource.SecretType:      {},
+		resource.SecretType:      make(map[string]proto.Message, len(gw.Certificates)),
 		resource.ScopedRouteType: {},
 		resource.ClusterType:     make(map[string]proto.Message, len(gw.Clusters)),
 	}
@@ -70,7 +76,9 @@ func (t *Translator) Translate(gw model.Gateway) Resources {
 	for _, port := range gw.Ports {
 		name := portName(port)
 		ports[name] = t.ports[name].translate(name, port)
-		resources[resource.ListenerType][name] = ports[name].listener
+		if listener := ports[name].listener; listener != nil {
+			resources[resource.ListenerType][name] = listener
+		}
 		ports[name].scopes.list(resources[resource.ScopedRouteType])
 	}
 	clusters := make(map[model.Cluster]proto.Message, len(gw.Clusters))
@@ -91,6 +99,10 @@ func (t *Translator) Translate(gw model.Gateway) Resources {
 		failovers[f.Name] = made
 		resources[resource.ClusterType][f.Name] = made
 	}
+	t.secrets = secrets(t.secrets, gw)
+	for certificate, made := range t.secrets {
+		resources[resource.SecretType][secretName(certificate.Secret)] = made
+	}
 	t.ports, t.clusters, t.failovers = ports, clusters, failovers
 	for name := range t.checked {
 		if _, there := resources[resource.ClusterType][name]; !there {
@@ -103,10 +115,14 @@ func (t *Translator) Translate(gw model.Gateway) Resources {
 // translate takes over from before, which may be nil, what has not changed.
 func (before *translatedPort) translate(name string, port model.Port) *translatedPort {
 	if before == nil || before.number != port.Number || before.bind != port.Bind {
-		before = &translatedPort{listener: listener(name, port)}
+		before = &translatedPort{https: port.HTTPS, tls: port.TLS, listener: listener(name, port)}
+	}
+	made := before.listener
+	if before.https != port.HTTPS || !slices.EqualFunc(before.tls, port.TLS, model.TLSListener.Equal) {
+		made = listener(name, port)
 	}
 	return &translatedPort{
-		number: port.Number, bind: port.Bind, listener: before.listener,
+		number: port.Number, bind: port.Bind, https: port.HTTPS, tls: port.TLS, listener: made,
 		scopes: before.scopes.translate(name, port.VirtualHosts),
 	}
 }

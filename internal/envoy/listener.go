@@ -28,8 +28,9 @@ const streamIdleTimeout = 5 * time.Minute
 
 func portName(port model.Port) string { return fmt.Sprintf("port-%d", port.Number) }
 
-// listener is made of nothing but the port: routes come by SRDS, so that a route
-// change never drains a connection.
+// listener is made of nothing but the port: routes come by SRDS, and certificates
+// by SDS, so that a change of these never drains a connection. It is nil where
+// an HTTPS port has no certificate to serve.
 func listener(name string, port model.Port) *listenerv3.Listener {
 	manager := &hcmv3.HttpConnectionManager{
 		StatPrefix:     name,
@@ -76,7 +77,7 @@ func listener(name string, port model.Port) *listenerv3.Listener {
 			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
 		},
 	}
-	return &listenerv3.Listener{
+	made := &listenerv3.Listener{
 		Name:    name,
 		Address: socketAddress("0.0.0.0", port.Bind),
 		FilterChains: []*listenerv3.FilterChain{{
@@ -87,6 +88,10 @@ func listener(name string, port model.Port) *listenerv3.Listener {
 		}},
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(32 << 10),
 	}
+	if port.HTTPS {
+		return terminate(made, manager, port.TLS)
+	}
+	return made
 }
 
 func adsConfigSource() *corev3.ConfigSource {

@@ -114,7 +114,7 @@ func (s scopes) list(to map[string]proto.Message) {
 func exactScope(port string, host model.VirtualHost) *routev3.ScopedRouteConfiguration {
 	made := virtualHost(host)
 	made.Domains = []string{"*"} // whoever comes here asked for this host
-	if last := made.GetRoutes()[len(made.GetRoutes())-1].GetMatch(); !proto.Equal(last, match(model.Match{Path: "/"})) {
+	if n := len(made.GetRoutes()); n == 0 || !proto.Equal(made.GetRoutes()[n-1].GetMatch(), match(model.Match{Path: "/"})) {
 		made.Routes = append(made.Routes, &routev3.Route{
 			Name: NoRoute, Match: match(model.Match{Path: "/"}), Action: directResponse(404, ""),
 		})

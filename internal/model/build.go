@@ -64,7 +64,12 @@ type listener struct {
 }
 
 // port is a port number that any of the listeners has.
-type port struct{ number, bind int32 }
+type port struct {
+	number, bind int32
+	https        bool
+	gateway      *gateway
+	listeners    []*listener
+}
 
 func newFrame(in Inputs) *frame {
 	b := &frame{
@@ -178,6 +183,7 @@ func (b *frame) gateways() {
 func (b *frame) listeners(gw *gateway, taken map[int32]Key) {
 	gw.status.Listeners = make([]ListenerStatus, len(gw.source.Spec.Listeners))
 	claimed := map[string]string{} // port and hostname → listener
+	protocols := map[int32]*gatewayv1.Listener{}
 	for i := range gw.source.Spec.Listeners {
 		source := &gw.source.Spec.Listeners[i]
 		status := &gw.status.Listeners[i]
@@ -202,13 +208,27 @@ func (b *frame) listeners(gw *gateway, taken map[int32]Key) {
 		conflicted := condition(string(gatewayv1.ListenerConditionConflicted), metav1.ConditionFalse,
 			string(gatewayv1.ListenerReasonNoConflicts), "no other listener is in the way")
 
+		https, unsupported := source.Protocol == gatewayv1.HTTPSProtocolType, ""
+		if https {
+			unsupported = unsupportedTLS(gw.source, source)
+		}
 		claim := fmt.Sprintf("%d %s", number, hostname)
 		other, clash := claimed[claim]
+		first := protocols[number]
 		switch holder, held := taken[number]; {
-		case source.Protocol != gatewayv1.HTTPProtocolType:
+		case source.Protocol != gatewayv1.HTTPProtocolType && !https:
 			accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse,
 				string(gatewayv1.ListenerReasonUnsupportedProtocol),
-				fmt.Sprintf("protocol %s is not supported: use HTTP", source.Protocol))
+				fmt.Sprintf("protocol %s is not supported: use HTTP or HTTPS", source.Protocol))
+		case unsupported != "":
+			accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse,
+				string(gatewayv1.ListenerReasonUnsupportedValue), unsupported)
+		case first != nil && first.Protocol != source.Protocol:
+			accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse,
+				string(gatewayv1.ListenerReasonProtocolConflict),
+				fmt.Sprintf("listener %q already has port %d, with protocol %s: give this one another port", first.Name, number, first.Protocol))
+			conflicted = condition(string(gatewayv1.ListenerConditionConflicted), metav1.ConditionTrue,
+				string(gatewayv1.ListenerReasonProtocolConflict), accepted.Message)
 		case clash:
 			accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse,
 				string(gatewayv1.ListenerReasonHostnameConflict),
@@ -222,12 +242,18 @@ func (b *frame) listeners(gw *gateway, taken map[int32]Key) {
 		default:
 			claimed[claim] = status.Name
 			taken[number] = gw.model.Key
-			gw.listeners = append(gw.listeners, &listener{
+			if first == nil {
+				protocols[number] = source
+			}
+			made := &listener{
 				source: source, index: i, hostname: hostname,
 				port:  gw.port(number, b.in.OneHost),
 				kinds: len(kinds) > 0,
 				from:  allowedNamespaces(gw, source),
-			})
+			}
+			made.port.https = https
+			made.port.listeners = append(made.port.listeners, made)
+			gw.listeners = append(gw.listeners, made)
 		}
 		status.Conditions = []metav1.Condition{accepted, conflicted, resolved}
 	}
@@ -236,7 +262,7 @@ func (b *frame) listeners(gw *gateway, taken map[int32]Key) {
 func (gw *gateway) port(number int32, oneHost bool) *port {
 	p := gw.ports[number]
 	if p == nil {
-		p = &port{number: number, bind: number}
+		p = &port{number: number, bind: number, gateway: gw}
 		if !oneHost && (number < 1024 || number == AgentPort || number == ProbePort) {
 			// Ports below 1024 need a capability that gateway pods do not have,
 			// and two are the pods' own. Above 10000 collisions are as unlikely
@@ -329,7 +355,7 @@ func CompareKeys(a, b Key) int {
 func (gw *gateway) emptyPorts() []Port {
 	ports := make([]Port, 0, len(gw.ports))
 	for _, p := range gw.ports {
-		ports = append(ports, Port{Number: p.number, Bind: p.bind})
+		ports = append(ports, Port{Number: p.number, Bind: p.bind, HTTPS: p.https, VirtualHosts: p.closedHosts()})
 	}
 	slices.SortFunc(ports, func(a, b Port) int { return cmp.Compare(a.Number, b.Number) })
 	return ports

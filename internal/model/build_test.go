@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,10 +107,21 @@ func readScenario(t testing.TB, path string) scenario {
 			var options struct {
 				metav1.TypeMeta `json:",inline"`
 
-				OneHost bool `json:"oneHost"`
+				OneHost bool      `json:"oneHost"`
+				Now     time.Time `json:"now"`
 			}
 			decode(t, document, &options)
-			in.OneHost = options.OneHost
+			in.OneHost, in.Now = options.OneHost, options.Now
+		case "Certificate":
+			var read struct {
+				metav1.TypeMeta `json:",inline"`
+				Certificate
+			}
+			decode(t, document, &read)
+			if in.Certificates == nil {
+				in.Certificates = map[Key]*Certificate{}
+			}
+			in.Certificates[read.Secret] = &read.Certificate
 		case "GatewayClass":
 			in.GatewayClasses = append(in.GatewayClasses, decode(t, document, &gatewayv1.GatewayClass{}))
 		case "Gateway":
@@ -207,6 +219,12 @@ func readable(value reflect.Value) any {
 		return value.String()
 	case time.Duration:
 		return value.String()
+	case time.Time:
+		return value.Format(time.RFC3339)
+	case PrivateKey:
+		return fmt.Sprint(value)
+	case []byte:
+		return string(value)
 	case resource.Quantity:
 		return value.String()
 	case metav1.Condition:
@@ -291,6 +309,21 @@ func checkInvariants(t testing.TB, result Result) {
 				for _, route := range host.Routes {
 					checkRoute(t, route, clusters[gateway.Key])
 				}
+			}
+			serverNames := map[string]bool{}
+			for _, listener := range port.TLS {
+				if serverNames[listener.Hostname] || listener.Hostname == "" {
+					t.Errorf("Gateway %s port %d has the server name %q twice: Envoy refuses that", gateway.Key, port.Number, listener.Hostname)
+				}
+				serverNames[listener.Hostname] = true
+				for _, secret := range listener.Certificates {
+					if !slices.ContainsFunc(gateway.Certificates, func(c *Certificate) bool { return c.Secret == secret }) {
+						t.Errorf("Gateway %s port %d serves certificate %s, which it does not have", gateway.Key, port.Number, secret)
+					}
+				}
+			}
+			if port.HTTPS != (len(port.TLS) > 0) {
+				t.Errorf("Gateway %s port %d: HTTPS is %t, with %d TLS listeners", gateway.Key, port.Number, port.HTTPS, len(port.TLS))
 			}
 		}
 	}

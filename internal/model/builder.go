@@ -35,9 +35,11 @@ type Builder struct {
 	links   map[Key]*link
 	hosts   map[hostKey]*host
 	traffic map[*gateway]*traffic
-	result  Result // without health
+	result  Result // without health and certificates
 
 	health map[Key]map[string]Health // of gateways, as found last
+	// unserved are statuses of routes, by what they are without certificates.
+	unserved map[*RouteStatus]*RouteStatus
 }
 
 // link is a route with what it leads to, and where it may attach: as much of its
@@ -160,7 +162,7 @@ func amend[K comparable, V any](list []V, keyOf func(V) K, compare func(a, b K) 
 
 // Build is as the function Build.
 func (b *Builder) Build(in Inputs) Result {
-	return b.judgeHealth(b.build(in), in.HealthPolicies)
+	return b.withCertificates(b.judgeHealth(b.build(in), in.HealthPolicies), in)
 }
 
 func (b *Builder) build(in Inputs) Result {
@@ -518,7 +520,7 @@ func (b *Builder) conclude(gone []*link, touched map[*link]bool, placed []*host)
 			of[host.port] = changes[string, VirtualHost]{}
 		}
 		of[host.port][host.hostname] = nil
-		if len(host.routes) > 0 {
+		if len(host.routes) > 0 || host.gateway.ports[host.port].closes(host.hostname) {
 			of[host.port][host.hostname] = &VirtualHost{Hostname: host.hostname, Routes: host.routes}
 		}
 	}

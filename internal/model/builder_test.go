@@ -164,6 +164,10 @@ func newPool(t *testing.T) (all pool, cases []pool) {
 					one[field.Name] = append(one[field.Name], object)
 				}
 			case reflect.String, reflect.Bool: // cluster.inputs changes them
+			case reflect.Map, reflect.Struct: // Certificates and Now: so does it
+				if field.Name != "Certificates" && field.Name != "Now" {
+					t.Fatalf("this test does not know how to change Inputs.%s", field.Name)
+				}
 			default:
 				t.Fatalf("this test does not know how to change Inputs.%s", field.Name)
 			}
@@ -192,6 +196,8 @@ type cluster struct {
 	count    int64
 	api      string
 	oneHost  bool
+
+	certificates map[Key]*Certificate
 }
 
 // change makes, changes or deletes an object, and says what it did.
@@ -219,6 +225,22 @@ func (c *cluster) change() string {
 	case n < 12:
 		delete(c.objects[kind], key)
 		return fmt.Sprintf("%s %s deleted", kind, key)
+	case n == 16:
+		// A Secret comes, goes, or is broken.
+		c.certificates = maps.Clone(c.certificates)
+		if c.certificates == nil {
+			c.certificates = map[Key]*Certificate{}
+		}
+		name := Key{"shop", []string{"good", "missing", "shop-rsa", "default", "never-good"}[c.random.IntN(5)]}
+		switch c.random.IntN(3) {
+		case 0:
+			delete(c.certificates, name)
+		case 1:
+			c.certificates[name] = &Certificate{Secret: name, Problem: "broken"}
+		default:
+			c.certificates[name] = &Certificate{Secret: name, Chain: []byte("chain"), Names: []string{"*.example.com"}}
+		}
+		return "another Secret"
 	case n < 16 && before != nil:
 		// Somebody has written a status.
 		again := before.DeepCopyObject().(pooled)
@@ -257,7 +279,7 @@ func (c *cluster) write(kind string, object pooled) {
 }
 
 func (c *cluster) inputs() Inputs {
-	in := Inputs{GatewayAPI: c.api, OneHost: c.oneHost}
+	in := Inputs{GatewayAPI: c.api, OneHost: c.oneHost, Certificates: c.certificates, Now: time.Unix(1780000000, 0)}
 	value := reflect.ValueOf(&in).Elem()
 	for kind, objects := range c.objects {
 		field := value.FieldByName(kind)

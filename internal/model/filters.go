@@ -66,9 +66,9 @@ func redirectOf(source *v1alpha1.Redirect) *Redirect {
 // usualPorts are the ports that no URL has to name.
 var usualPorts = map[string]int32{"http": 80, "https": 443}
 
-// on returns the redirect as it is for requests to a hostname on a listener's
-// port: what is left out of its URL depends on these.
-func (r *Redirect) on(hostname, scheme string, port int32) *Redirect {
+// on returns the redirect as it is for requests to a hostname on a port: what is
+// left out of its URL depends on these.
+func (r *Redirect) on(hostname string, p *port) *Redirect {
 	if r == nil {
 		return nil
 	}
@@ -76,20 +76,47 @@ func (r *Redirect) on(hostname, scheme string, port int32) *Redirect {
 	switch {
 	case made.Port != 0:
 	case made.Scheme != "":
-		made.Port = usualPorts[made.Scheme]
+		made.Port = p.neighbour(made.Scheme, cmp.Or(made.Hostname, hostname))
 	case made.Hostname != "":
-		made.Port = port
+		made.Port = p.number
 	default:
 		made.Port = KeepPort
 		return &made
 	}
-	if usual := cmp.Or(made.Scheme, scheme); usualPorts[usual] == made.Port {
+	if usual := cmp.Or(made.Scheme, p.scheme()); usualPorts[usual] == made.Port {
 		made.Scheme, made.Port = usual, 0
 	}
 	if made.Hostname == "" && !strings.HasPrefix(hostname, "*") {
 		made.Hostname = hostname
 	}
 	return &made
+}
+
+// scheme is that of the URLs that lead to the port.
+func (p *port) scheme() string {
+	if p.https {
+		return "https"
+	}
+	return "http"
+}
+
+// neighbour is the port on which the gateway answers for a hostname by another
+// scheme: the usual one, unless there is only another.
+func (p *port) neighbour(scheme, hostname string) int32 {
+	found := int32(0)
+	for number, other := range p.gateway.ports {
+		serves := other.scheme() == scheme && slices.ContainsFunc(other.listeners, func(l *listener) bool {
+			return covers(l.host(), hostname) || covers(hostname, l.host())
+		})
+		switch {
+		case !serves:
+		case number == usualPorts[scheme]:
+			return number
+		case found == 0 || number < found:
+			found = number
+		}
+	}
+	return cmp.Or(found, usualPorts[scheme])
 }
 
 func headerChangesOf(source *v1alpha1.HeaderChanges) HeaderChanges {

@@ -58,6 +58,12 @@ type Inputs struct {
 	ReferenceGrants []*gatewayv1.ReferenceGrant
 	HealthPolicies  []*v1alpha1.HealthPolicy
 	Namespaces      []*corev1.Namespace
+	// Certificates are what the Secrets hold that Certificates names, as far as
+	// they exist.
+	Certificates map[Key]*Certificate
+
+	// Now is what validity of certificates is compared with; zero: it is not.
+	Now time.Time
 
 	// GatewayAPI is the version of Gateway API that is installed, as its CRDs
 	// tell it; empty where there are no CRDs, in standalone mode.
@@ -109,6 +115,8 @@ type Gateway struct {
 	Failovers []Failover
 	// Services that these are ports of, sorted by key.
 	Services []BackendService
+	// Certificates that its ports serve, sorted by Secret.
+	Certificates []*Certificate
 	// Infrastructure is how its pods are run. Nil where that cannot be known
 	// at the moment (a GatewayConfig is missing): what runs is left as it is.
 	Infrastructure *Infrastructure
@@ -139,8 +147,29 @@ type Port struct {
 	// Bind is the port that Envoy listens on in its pod: above 1023, so that it
 	// needs no privilege.
 	Bind int32
+	// HTTPS tells that clients speak TLS, and TLS what they get, sorted by
+	// hostname.
+	HTTPS bool
+	TLS   []TLSListener
 	// VirtualHosts, sorted by hostname.
 	VirtualHosts []VirtualHost
+}
+
+// TLSListener is what clients get that ask for a hostname, in their server name
+// indication. The most specific one counts; requests for hosts of another one
+// are not served on its connections.
+type TLSListener struct {
+	// Hostname is exact, "*.suffix", or "*" for any other, and where none is asked
+	// for.
+	Hostname string
+	// Certificates in Gateway.Certificates, by Secret. Of several the client's
+	// abilities and the name that it asks for decide. Empty: it is not served.
+	Certificates []Key
+}
+
+// Equal tells whether two listeners are the same.
+func (l TLSListener) Equal(other TLSListener) bool {
+	return l.Hostname == other.Hostname && slices.Equal(l.Certificates, other.Certificates)
 }
 
 // VirtualHost holds the routes of one hostname.
@@ -397,6 +426,8 @@ type GatewayStatus struct {
 	Listeners  []ListenerStatus
 	// Verify tells that its pods try whether network policies are enforced.
 	Verify bool
+	// Unserved tells why none of its listeners serves; empty where one does.
+	Unserved string
 }
 
 // ListenerStatus is how a listener was judged.
@@ -406,6 +437,9 @@ type ListenerStatus struct {
 	// SupportedKinds are the allowed kinds that this operator knows.
 	SupportedKinds []gatewayv1.RouteGroupKind
 	Conditions     []metav1.Condition
+	// Unserved tells why it does not serve although it is accepted; empty where
+	// it does.
+	Unserved string
 }
 
 // RouteStatus is how a ServiceRoute was judged.
@@ -443,6 +477,9 @@ type ParentStatus struct {
 	// Gateway that the route is attached to; nil where it is not.
 	Gateway    *Key
 	Conditions []metav1.Condition
+	// Unserved tells why no listener serves that the route is attached to; empty
+	// where one does.
+	Unserved string
 }
 
 // BackendStatus is a backend of a route.

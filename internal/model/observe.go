@@ -107,6 +107,8 @@ func observeGateway(gw GatewayStatus, o Observations) gatewayv1.GatewayStatus {
 	programmed := gatewayProgrammed(gw.Key, o.GatewayProgress(gw.Key), workload)
 	if broken := firstFalse(conditions); broken != nil {
 		programmed = condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, string(gatewayv1.GatewayReasonInvalid), broken.Message)
+	} else if gw.Unserved != "" {
+		programmed = condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, string(gatewayv1.GatewayReasonInvalid), gw.Unserved)
 	}
 	conditions = append(slices.Clone(conditions), programmed)
 	conditions = append(conditions, ready(conditions))
@@ -122,6 +124,8 @@ func observeGateway(gw GatewayStatus, o Observations) gatewayv1.GatewayStatus {
 		own := programmed
 		if broken := firstFalse(listener.Conditions[:1]); broken != nil {
 			own = condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, string(gatewayv1.ListenerReasonInvalid), broken.Message)
+		} else if listener.Unserved != "" {
+			own = condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, string(gatewayv1.ListenerReasonInvalid), listener.Unserved)
 		}
 		status.Listeners = append(status.Listeners, gatewayv1.ListenerStatus{
 			Name:           gatewayv1.SectionName(listener.Name),
@@ -215,7 +219,11 @@ func observeRoute(route *RouteStatus, o Observations) v1alpha1.ServiceRouteStatu
 		// that one of its backends is missing.
 		slices.SortStableFunc(conditions, func(a, b metav1.Condition) int { return cmp.Compare(a.Type, b.Type) })
 		if parent.Gateway != nil {
-			conditions = append(conditions, programmedCondition(*parent.Gateway, o.RouteProgress(*parent.Gateway, route.Key), o.Workloads[*parent.Gateway]))
+			programmed := programmedCondition(*parent.Gateway, o.RouteProgress(*parent.Gateway, route.Key), o.Workloads[*parent.Gateway])
+			if parent.Unserved != "" {
+				programmed = condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonListenerNotServed, parent.Unserved)
+			}
+			conditions = append(conditions, programmed)
 		}
 		all = append(all, conditions...)
 		status.Parents = append(status.Parents, gatewayv1.RouteParentStatus{

@@ -197,12 +197,17 @@ func portList(service *corev1.Service) string {
 // granted tells whether a ReferenceGrant lets ServiceRoutes of a namespace
 // refer to a Service.
 func (b *linker) granted(from string, to Key) bool {
-	for _, grant := range b.grants(to.Namespace) {
-		allowed := slices.ContainsFunc(grant.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
-			return string(f.Group) == v1alpha1.GroupVersion.Group && f.Kind == "ServiceRoute" && string(f.Namespace) == from
-		})
-		if allowed && slices.ContainsFunc(grant.Spec.To, func(t gatewayv1.ReferenceGrantTo) bool {
-			return t.Group == "" && t.Kind == "Service" && (t.Name == nil || string(*t.Name) == to.Name)
+	return granted(b.grants(to.Namespace), gatewayv1.ReferenceGrantFrom{
+		Group: gatewayv1.Group(v1alpha1.GroupVersion.Group), Kind: "ServiceRoute", Namespace: gatewayv1.Namespace(from),
+	}, "Service", to.Name)
+}
+
+// granted tells whether one of a namespace's ReferenceGrants lets from refer to
+// an object of the core group there.
+func granted(grants []*gatewayv1.ReferenceGrant, from gatewayv1.ReferenceGrantFrom, kind gatewayv1.Kind, name string) bool {
+	for _, grant := range grants {
+		if slices.Contains(grant.Spec.From, from) && slices.ContainsFunc(grant.Spec.To, func(t gatewayv1.ReferenceGrantTo) bool {
+			return t.Group == "" && t.Kind == kind && (t.Name == nil || string(*t.Name) == name)
 		}) {
 			return true
 		}

@@ -94,8 +94,15 @@ func (b *linker) claim(source *v1alpha1.ServiceRoute, rules []rule, gw *gateway,
 				listener.hostname, listener.source.Name, gw.model.Key)
 			continue
 		}
+		own, owner := listener.own(names)
+		if len(own) == 0 {
+			reason = string(gatewayv1.RouteReasonNoMatchingListenerHostname)
+			refused = fmt.Sprintf("the route's hostnames are those of listener %q of Gateway %s, which is more specific than %q: attach the route to that one",
+				owner.source.Name, gw.model.Key, listener.source.Name)
+			continue
+		}
 		to.listeners = append(to.listeners, listener)
-		for _, name := range names {
+		for _, name := range own {
 			if host := b.of.host(hostKey{gw, listener.port.number, name}); !slices.Contains(to.hosts, host) {
 				to.hosts = append(to.hosts, host)
 			}
@@ -302,7 +309,7 @@ func (h *host) place() {
 				got.placed = true
 				made := rule.route
 				made.Name, made.Match = name, match.Match
-				made.Redirect = made.Redirect.on(h.hostname, "http", h.port)
+				made.Redirect = made.Redirect.on(h.hostname, h.gateway.ports[h.port])
 				ranked = append(ranked, rankedRoute{Route: made, order: len(ranked)})
 			}
 		}

@@ -46,7 +46,9 @@ type source struct {
 	schemas map[schema.GroupVersionKind]*crdschema.Schema
 	files   map[string]*file
 	seen    map[string]metav1.Object // by id, as last read
-	now     time.Time                // of the present read
+	// certificates are what Secrets held, also those that were broken since.
+	certificates map[model.Key]*model.Certificate
+	now          time.Time // of the present read
 }
 
 type file struct {
@@ -74,6 +76,8 @@ func newSource(folder string) (*source, error) {
 type objects struct {
 	inputs model.Inputs
 	slices map[model.Key][]*discoveryv1.EndpointSlice
+	// secrets by key
+	secrets map[model.Key]*corev1.Secret
 	// problems are sentences about files, sorted by file.
 	problems []string
 }
@@ -231,6 +235,8 @@ func newObject(kind schema.GroupVersionKind) metav1.Object {
 		return &corev1.Service{}
 	case corev1.SchemeGroupVersion.WithKind("Namespace"):
 		return &corev1.Namespace{}
+	case corev1.SchemeGroupVersion.WithKind("Secret"):
+		return &corev1.Secret{}
 	case discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"):
 		return &discoveryv1.EndpointSlice{}
 	}
@@ -301,6 +307,14 @@ func check(object metav1.Object) error {
 				return fmt.Errorf("spec.ports[%d].port: must be from 1 to 65535", i)
 			}
 		}
+	case *corev1.Secret:
+		for name, text := range object.StringData {
+			if object.Data == nil {
+				object.Data = map[string][]byte{}
+			}
+			object.Data[name] = []byte(text)
+		}
+		object.StringData = nil
 	case *discoveryv1.EndpointSlice:
 		if object.Labels[discoveryv1.LabelServiceName] == "" {
 			return fmt.Errorf("metadata.labels: %s is missing, which names the Service", discoveryv1.LabelServiceName)
@@ -335,8 +349,9 @@ const standaloneClass = "meshroute"
 // name the first counts.
 func (s *source) collect(paths []string) objects {
 	all := objects{
-		inputs: model.Inputs{OneHost: true},
-		slices: map[model.Key][]*discoveryv1.EndpointSlice{},
+		inputs:  model.Inputs{OneHost: true},
+		slices:  map[model.Key][]*discoveryv1.EndpointSlice{},
+		secrets: map[model.Key]*corev1.Secret{},
 	}
 	from := map[string]string{}
 	for _, path := range paths {
@@ -360,6 +375,7 @@ func (s *source) collect(paths []string) objects {
 		}
 	}
 	in := &all.inputs
+	in.Now, in.Certificates = s.now, s.readCertificates(all.secrets, model.Certificates(*in))
 	if !slices.ContainsFunc(in.GatewayClasses, func(class *gatewayv1.GatewayClass) bool { return class.Name == standaloneClass }) {
 		in.GatewayClasses = append(in.GatewayClasses, &gatewayv1.GatewayClass{
 			Name: standaloneClass,
@@ -388,8 +404,25 @@ func (o *objects) add(object metav1.Object) {
 		in.Services = append(in.Services, object)
 	case *corev1.Namespace:
 		in.Namespaces = append(in.Namespaces, object)
+	case *corev1.Secret:
+		o.secrets[model.Key{Namespace: object.Namespace, Name: object.Name}] = object
 	case *discoveryv1.EndpointSlice:
 		key := model.Key{Namespace: object.Namespace, Name: object.Labels[discoveryv1.LabelServiceName]}
 		o.slices[key] = append(o.slices[key], object)
 	}
+}
+
+// readCertificates reads the Secrets that Gateways refer to.
+func (s *source) readCertificates(secrets map[model.Key]*corev1.Secret, wanted []model.Key) map[model.Key]*model.Certificate {
+	read := map[model.Key]*model.Certificate{}
+	for _, key := range wanted {
+		if secret := secrets[key]; secret != nil {
+			read[key] = model.ReadCertificate(secret, s.certificates[key])
+			if before := s.certificates[key]; before != nil && reflect.DeepEqual(before, read[key]) {
+				read[key] = before
+			}
+		}
+	}
+	s.certificates = read
+	return read
 }

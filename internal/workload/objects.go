@@ -25,6 +25,8 @@ func Service(gw model.Gateway) *corev1ac.ServiceApplyConfiguration {
 			WithPort(port.Number).
 			WithTargetPort(intstr.FromInt32(port.Bind)).
 			WithProtocol(corev1.ProtocolTCP)
+		// (No appProtocol: some load balancers would then ask for "/" by HTTP, and
+		// take a gateway without a route there for a dead one.)
 		if nodePort, ok := gw.Infrastructure.NodePorts[port.Number]; ok && gw.Infrastructure.ServiceType != corev1.ServiceTypeClusterIP {
 			servicePort.WithNodePort(nodePort)
 		}

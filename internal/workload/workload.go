@@ -109,4 +109,9 @@ func owner(gw model.Gateway) *metav1ac.OwnerReferenceApplyConfiguration {
 		WithController(true)
 }
 
-func portName(port model.Port) string { return fmt.Sprintf("http-%d", port.Number) }
+func portName(port model.Port) string {
+	if port.HTTPS {
+		return fmt.Sprintf("https-%d", port.Number)
+	}
+	return fmt.Sprintf("http-%d", port.Number)
+}

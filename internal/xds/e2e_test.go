@@ -60,11 +60,16 @@ type place struct {
 func (p *place) report(t *testing.T, r **Relay) func() {
 	t.Helper()
 	bell := make(chan struct{}, 1)
-	ended := make(chan struct{})
-	t.Cleanup(func() { close(bell); <-ended })
+	over, ended := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(over); <-ended })
 	go func() {
 		defer close(ended)
-		for range bell {
+		for {
+			select {
+			case <-bell:
+			case <-over:
+				return
+			}
 			p.mu.Lock()
 			select {
 			case <-p.pod.Done():

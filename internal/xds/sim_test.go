@@ -206,6 +206,7 @@ type fakeEnvoy struct {
 	warm    map[string]bool // clusters
 	rewarm  map[string]bool // clusters changed, endpoints not come again yet
 	late    map[string]bool // of these, those that an earlier stream has left so
+	spoiled map[string]bool // secrets whose last version was refused
 	subs    [numKinds]map[string]bool
 	asked   [numKinds]bool
 	in      []*discoveryv3.DeltaDiscoveryResponse
@@ -223,7 +224,7 @@ type fakeEnvoy struct {
 }
 
 func newFakeEnvoy(r *rand.Rand) *fakeEnvoy {
-	e := &fakeEnvoy{rand: r, refuses: bad, warm: map[string]bool{}, rewarm: map[string]bool{}, routes: map[string]*discoveryv3.Resource{}}
+	e := &fakeEnvoy{rand: r, refuses: bad, warm: map[string]bool{}, rewarm: map[string]bool{}, spoiled: map[string]bool{}, routes: map[string]*discoveryv3.Resource{}}
 	for k := range numKinds {
 		e.have[k], e.subs[k] = map[string]*discoveryv3.Resource{}, map[string]bool{}
 	}
@@ -285,6 +286,7 @@ func (e *fakeEnvoy) followTo(parent, k kind) {
 		if !need[name] {
 			drop = append(drop, name)
 			delete(e.have[k], name)
+			delete(e.spoiled, name)
 		}
 	}
 	e.subs[k] = need
@@ -306,7 +308,11 @@ func (e *fakeEnvoy) receive() error {
 	e.in = e.in[1:]
 	k, _ := kindOf(resp.GetTypeUrl())
 	e.pushed += len(resp.GetResources())
-	refuse := slices.ContainsFunc(resp.GetResources(), e.refuses)
+	// A secret that was refused is refused again in a listener that names it.
+	refuses := func(r *discoveryv3.Resource) bool {
+		return e.refuses(r) || k == listeners && slices.ContainsFunc(refsOf(k, r), func(to ref) bool { return to.kind == secrets && e.spoiled[to.name] })
+	}
+	refuse := slices.ContainsFunc(resp.GetResources(), refuses)
 	ack := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 	if refuse {
 		if e.refused != nil {
@@ -315,8 +321,11 @@ func (e *fakeEnvoy) receive() error {
 		ack.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: "no good"}
 	}
 	for _, r := range resp.GetResources() {
+		if k == secrets && e.subs[k][r.GetName()] {
+			e.spoiled[r.GetName()] = refuses(r)
+		}
 		// Envoy takes some of the good ones of a refused response.
-		if e.refuses(r) || refuse && e.rand.IntN(2) == 0 || !kinds[k].wildcard && !e.subs[k][r.GetName()] {
+		if refuses(r) || refuse && e.rand.IntN(2) == 0 || !kinds[k].wildcard && !e.subs[k][r.GetName()] {
 			continue
 		}
 		switch k {

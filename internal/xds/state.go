@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -122,6 +123,7 @@ type item struct {
 	leaving    bool // a removal was sent: until an acknowledgement Envoy may have it or not
 	told       bool // Envoy was told that it does not exist
 	ready      bool // clusters: routes may lead here
+	spoiled    bool // secrets: see setSpoiled
 
 	verdict verdict // of this one
 	need    verdict // clusters: of those that need this one
@@ -364,6 +366,7 @@ func (s *relayState) envoyClosed() {
 		for _, it := range ts.items {
 			s.setHeld(kind(k), it, nil)
 			it.subscribed, it.resend, it.told, it.unasked = false, false, false, false
+			s.setSpoiled(kind(k), it, false)
 			s.mark(kind(k), it)
 		}
 	}
@@ -384,6 +387,7 @@ func (s *relayState) envoyRequest(req *discoveryv3.DeltaDiscoveryRequest) {
 			it := s.item(k, name)
 			s.setHeld(k, it, nil)
 			it.subscribed, it.resend, it.told = false, false, false
+			s.setSpoiled(k, it, false)
 			if ts.flight != nil { // its acknowledgement will say nothing of this one
 				ts.flight.entries = slices.DeleteFunc(ts.flight.entries, func(e entry) bool { return e.it == it })
 			}
@@ -449,6 +453,7 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 				s.searched(e.it)
 				s.retarget(k, e.it)
 			}
+			s.setSpoiled(k, e.it, false)
 			s.mark(k, e.it)
 		}
 	case alone && entries[0].v == nil: // nothing more can be done about it
@@ -473,9 +478,11 @@ func (s *relayState) answered(k kind, refusal *rpcstatus.Status) {
 		s.lastNack = fmt.Sprintf("%s %q: %s", kinds[k].noun, it.name, v.refused)
 		s.forget(k, it, v)
 		// A changed cluster may still be warming: what it gets instead is sent
-		// even where Envoy had it before.
-		it.resend = k == endpoints && it.subscribed
-		it.unasked = it.resend && s.checked(it)
+		// even where Envoy had it before. A secret that Envoy refused is in the
+		// way of listeners that name it, until another one takes its place.
+		it.resend = (k == endpoints || k == secrets) && it.subscribed
+		it.unasked = k == endpoints && it.resend && s.checked(it)
+		s.setSpoiled(k, it, k == secrets && it.subscribed)
 		if it.good == v {
 			s.setGood(k, it, nil)
 		}
@@ -685,6 +692,26 @@ func (s *relayState) checked(it *item) bool {
 func (s *relayState) forget(k kind, it *item, v *version) {
 	it.maybe = slices.DeleteFunc(it.maybe, func(other *version) bool { return other == v })
 	s.release(k, v)
+}
+
+// setSpoiled tells whether Envoy got this secret in a version that it refused,
+// and no other since: it refuses listeners, too, that name it. Those that it
+// refused may be good afterwards.
+func (s *relayState) setSpoiled(k kind, it *item, spoiled bool) {
+	if it.spoiled == spoiled {
+		return
+	}
+	it.spoiled = spoiled
+	for _, l := range s.kinds[listeners].items {
+		if l.desired == nil || !slices.Contains(l.desired.refs, ref{k, it.name}) {
+			continue
+		}
+		if !spoiled && l.desired.refused != "" {
+			l.desired.refused = ""
+			s.retarget(listeners, l)
+		}
+		s.mark(listeners, l)
+	}
 }
 
 func (s *relayState) setGood(k kind, it *item, v *version) {
@@ -975,8 +1002,13 @@ func (s *relayState) ready(k kind, it *item) (v verdict) {
 		for _, r := range it.target.refs {
 			// Envoy asks for it when it has the listener. Where there is none to
 			// give, the listener's others serve all the same.
-			if needed := s.find(r); needed == nil || needed.desired == nil {
+			switch needed := s.find(r); {
+			case needed == nil || needed.desired == nil:
 				v = v.worse(verdict{waiting, missing(r)})
+			case needed.spoiled && needed.target != nil: // it is on its way
+				v = v.worse(verdict{status: pending})
+			case needed.spoiled:
+				v = v.worse(because(r, cmp.Or(needed.desired.refused, "its last version")))
 			}
 		}
 	}

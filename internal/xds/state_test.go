@@ -131,6 +131,21 @@ func TestScenarios(t *testing.T) {
 			want:    "s s1 1, r web 1, l https 1",
 			answers: map[kind]string{secrets: `secret "s1": no good`},
 		},
+		"a refused secret is in no listener's way once the one before it is back": {
+			steps: []any{
+				set("s s1 1", "r web 1", "l https 1 s1"), set("s s1 bad", "r web 1", "l https 1 s1"),
+				set("s s1 bad", "r web 1", "l https 2 s1"),
+			},
+			want:    "s s1 1, r web 1, l https 2",
+			answers: map[kind]string{secrets: `secret "s1": no good`},
+		},
+		"a listener that waits for a refused secret goes when that is mended": {
+			steps: []any{
+				set("s s1 bad", "s s2 1", "r web 1", "l https 1 s1"), set("s s1 bad", "s s2 1", "r web 1", "l https 2 s1 s2"),
+				set("s s1 2", "s s2 1", "r web 1", "l https 2 s1 s2"),
+			},
+			want: "s s1 2, s s2 1, r web 1, l https 2",
+		},
 		"a refused secret does not hold back its listener's others": {
 			steps:   []any{set("s s1 bad", "s s2 1", "r web 1", "l https 1 s1 s2")},
 			want:    "s s2 1, r web 1, l https 1",

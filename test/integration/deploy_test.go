@@ -148,6 +148,7 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 			"everywhere: poddisruptionbudgets.policy: create delete get list patch watch",
 			"everywhere: pods: list watch",
 			"everywhere: referencegrants.gateway.networking.k8s.io: list watch",
+			"everywhere: secrets: list watch",
 			"everywhere: serviceaccounts: create delete get list patch watch",
 			"everywhere: serviceroutes.meshroute.io/status: patch",
 			"everywhere: serviceroutes.meshroute.io: list watch",

@@ -132,8 +132,9 @@ var _ = Describe("The operator in a cluster", Label("versions"), Ordered, func()
 
 	It("serves single namespaces with permissions there alone, as config/namespaced has it", func(ctx SpecContext) {
 		process.Stop()
-		everywhere := &rbacv1.ClusterRoleBinding{Name: "meshroute-manager"}
-		Expect(bare.Client.Delete(ctx, everywhere)).To(Succeed())
+		for _, name := range []string{"meshroute-manager", "meshroute-manager-certificates"} {
+			Expect(bare.Client.Delete(ctx, &rbacv1.ClusterRoleBinding{Name: name})).To(Succeed())
+		}
 		var watch string
 		for _, object := range kustomize(filepath.Join(root(), "config", "namespaced")) {
 			switch object.GetKind() {
