@@ -2,6 +2,7 @@
 // server; what to do is decided by the pure packages.
 //
 //	dataplane_controller.go      every replica: objects ─► dataplane ─► agents
+//	probes_controller.go         every replica: readinessProbes of pods ─► dataplane ─► agents
 //	gateway_controller.go        the leader: Gateways ─► Deployments, Services, …
 //	networkpolicy_controller.go  the leader: routes ─► NetworkPolicies of backends
 //	status_controller.go         the leader: what was judged and observed ─► statuses, MeshRoutes
@@ -15,7 +16,8 @@ package controllers
 // What the operator may do: nothing but what the code calls; docs/install.md
 // tells what each is for. It reads by list and watch (the cache answers every
 // Get), and asks the API server itself for a Service where the cache may be
-// behind, and for what it would make where the cache, which holds only what this
+// behind, for the pods behind Services in use, whose readinessProbes it takes after,
+// and for what it would make where the cache, which holds only what this
 // operator made, knows of none. Server-side apply needs create and patch; a
 // status needs patch on its subresource. It deletes what a Gateway leaves behind
 // that changes its class.

@@ -130,6 +130,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 		return err
 	}
 	toStatus, toGateways, toPolicies := make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1)
+	toProbes := make(chan event.GenericEvent, 1)
 	statusChanged, gatewaysChanged := func() { ring(toStatus) }, func() { ring(toGateways) }
 	direct, err := client.New(config, client.Options{Scheme: scheme})
 	if err != nil {
@@ -185,8 +186,14 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 			return (&controllers.DataplaneReconciler{
 				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Built: built, Clock: clock.RealClock{},
 				Certificates: controllers.NewCertificates(secrets),
-				Changed:      func() { ring(toPolicies); statusChanged(); gatewaysChanged() },
+				Changed:      func() { ring(toPolicies); ring(toProbes); statusChanged(); gatewaysChanged() },
 			}).SetupWithManager(ctx, mgr)
+		},
+		func() error {
+			return (&controllers.ProbesReconciler{
+				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Clock: clock.RealClock{},
+				Built: toProbes, Changed: statusChanged,
+			}).SetupWithManager(mgr)
 		},
 		func() error {
 			gateways.Options = func() workload.Options {

@@ -47,6 +47,10 @@ type Dataplane struct {
 	endpoints map[string]*clusterEndpoints
 	// uses tells which clusters a Service's endpoints go to.
 	uses map[model.Key][]model.Cluster
+	// probes are what the pods of Services in use say, as far as that is known,
+	// and derived what follows from it, by cluster.
+	probes  map[model.Key]*Probes
+	derived map[string]derived
 	// referred are all Services that routes refer to, be they there or not, with
 	// how often they do.
 	referred map[model.Key]int
@@ -85,6 +89,8 @@ type gateway struct {
 	latest   uint64 // sequence, endpoints included
 	routes   map[model.Key]routeSince
 	policies map[model.Key]policySince
+	// declared are the checks that HealthPolicies declare of what it was told.
+	declared map[string]model.Health
 	// released are the gateway's routes in the version that it was told; held
 	// are those of which there is a newer one that waits for a network policy.
 	released map[model.Key]*v1alpha1.ServiceRoute
@@ -145,6 +151,8 @@ func New(server *xds.Server, names *PolicyNames) *Dataplane {
 		gateways:  map[model.Key]*gateway{},
 		endpoints: map[string]*clusterEndpoints{},
 		uses:      map[model.Key][]model.Cluster{},
+		probes:    map[model.Key]*Probes{},
+		derived:   map[string]derived{},
 		names:     names,
 		policies:  map[model.Key]observedPolicy{},
 		refusals:  map[model.Key]string{},
@@ -216,6 +224,8 @@ func (d *Dataplane) send(c *change, policies []model.PolicyStatus) {
 	known := c.gateway
 	d.leave(known, c.was.Clusters)
 	d.leave(known, c.had.Clusters)
+	known.declared = known.told.Health
+	known.told.Health = d.health(known)
 	resources := known.translator.Translate(known.told)
 	if known.moved {
 		assignments := make(map[string]proto.Message, len(known.told.Clusters))
@@ -395,8 +405,10 @@ func (d *Dataplane) disuse(cluster model.Cluster) {
 		}
 	}
 	delete(d.endpoints, cluster.Name)
+	delete(d.derived, cluster.Name)
 	if d.uses[cluster.Service] = without(d.uses[cluster.Service], cluster.Name); len(d.uses[cluster.Service]) == 0 {
 		delete(d.uses, cluster.Service)
+		delete(d.probes, cluster.Service)
 	}
 }
 
@@ -568,6 +580,9 @@ func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.Endpoin
 					map[string]proto.Message{cluster.Name: r.resource}).Sequence
 			}
 		}
+	}
+	if changed && slices.ContainsFunc(d.uses[service], func(c model.Cluster) bool { return c.TargetPort == 0 }) {
+		d.sendHealth() // which port the pods have, may be known now
 	}
 	return changed
 }

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -238,4 +239,10 @@ func PodPort(cluster Cluster, endpoints EndpointSet) int32 {
 		port = endpoint.Port
 	}
 	return port
+}
+
+// ComparePodProbes orders what pods say by the workloads that they are of, which is
+// enough for them to be told of in the same order each time.
+func ComparePodProbes(a, b PodProbes) int {
+	return cmp.Or(cmp.Compare(a.Workload.Kind, b.Workload.Kind), CompareKeys(a.Workload.Key, b.Workload.Key))
 }
