@@ -170,6 +170,11 @@ func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) 
 		return 0, nil, fmt.Errorf("bootstrap of Gateway %s: %w", gw.Key, err)
 	}
 	bootstrap := string(encoded)
+	podBootstrap, err := envoy.PodBootstrap("$(ZONE)")
+	if err != nil {
+		return 0, nil, fmt.Errorf("bootstrap of pods: %w", err)
+	}
+	options.PodBootstrap = string(podBootstrap)
 	if err := r.autoscale(ctx, gw); err != nil {
 		return 0, nil, err
 	}

@@ -83,6 +83,10 @@ func Bootstrap(options BootstrapOptions) ([]byte, error) {
 	if options.ProbePort != 0 {
 		bootstrap.StaticResources.Listeners = []*listenerv3.Listener{probeListener(options.ProbePort)}
 	}
+	return encode(bootstrap)
+}
+
+func encode(bootstrap *bootstrapv3.Bootstrap) ([]byte, error) {
 	encoded, err := protojson.Marshal(bootstrap)
 	if err != nil {
 		return nil, err

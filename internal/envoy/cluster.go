@@ -49,6 +49,9 @@ func cluster(from model.Cluster) *clusterv3.Cluster {
 			},
 		},
 	}
+	if from.PreferZone {
+		to.LoadBalancingPolicy = nearest(from.LoadBalancing)
+	}
 	if from.DNSName != "" {
 		to.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 			Name: "envoy.cluster.dns",

@@ -254,14 +254,16 @@ func mustYAML(t testing.TB, message proto.Message) []byte {
 }
 
 // validate asks the real Envoy whether it would start with a bootstrap.
-func validate(t testing.TB, bootstrap []byte) {
+func validate(t testing.TB, bootstrap []byte, arguments ...string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "bootstrap.yaml")
 	if err := os.WriteFile(path, bootstrap, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), envoyBinary(t), "--mode", "validate", "--config-path", path,
-		"--service-node", "test", "--log-level", "warning", "--concurrency", "1").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), envoyBinary(t), append([]string{
+		"--mode", "validate", "--config-path", path,
+		"--service-node", "test", "--log-level", "warning", "--concurrency", "1",
+	}, arguments...)...).CombinedOutput()
 	if err != nil {
 		t.Errorf("Envoy refuses the configuration: %v\n%s", err, out)
 	} else if bytes.Contains(out, []byte("deprecated")) {

@@ -361,6 +361,8 @@ type Cluster struct {
 	HTTP2 bool
 	// LoadBalancing is how an endpoint is chosen; empty: LeastRequest.
 	LoadBalancing LoadBalancing
+	// PreferZone tells that endpoints in the gateway pod's own zone are preferred.
+	PreferZone bool
 	// BackedUp tells that other clusters take over when this one has no endpoint
 	// that could take a request.
 	BackedUp bool

@@ -171,6 +171,11 @@ func clusterOf(service *corev1.Service, port *corev1.ServicePort, balancing Load
 		cluster.LoadBalancing = balancing
 		cluster.Name += "/" + string(balancing)
 	}
+	// A hash has its own opinion of which endpoint it is.
+	if service.Spec.TrafficDistribution != nil && cluster.DNSName == "" && balancing != RingHash && balancing != Maglev {
+		cluster.PreferZone = true
+		cluster.Name += "/zone"
+	}
 	return cluster
 }
 

@@ -143,6 +143,7 @@ func toleration(from *corev1.Toleration) *corev1ac.TolerationApplyConfiguration 
 func envoyContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyConfiguration {
 	arguments := []string{
 		"--config-path", configDir + "/" + bootstrapFile,
+		"--config-yaml", options.PodBootstrap,
 		"--service-node", "$(POD_NAME)",
 		"--disable-hot-restart",
 		"--log-level", "warn",
@@ -152,6 +153,10 @@ func envoyContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 		arguments = append(arguments, "--concurrency", strconv.FormatInt(max(1, limit.Value()), 10))
 	}
 	container := container("envoy", options.EnvoyImage, gw.Infrastructure.Resources).
+		// Kubernetes gives pods their nodes' zones as labels since 1.35. Without
+		// the label it is empty, and no zone is preferred.
+		WithEnv(corev1ac.EnvVar().WithName("ZONE").WithValueFrom(corev1ac.EnvVarSource().
+			WithFieldRef(corev1ac.ObjectFieldSelector().WithFieldPath("metadata.labels['"+corev1.LabelTopologyZone+"']")))).
 		WithCommand("envoy").
 		WithArgs(arguments...).
 		WithVolumeMounts(mount("run", runDir), mount("config", configDir).WithReadOnly(true)).

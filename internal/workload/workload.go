@@ -23,6 +23,9 @@ import (
 type Options struct {
 	// EnvoyImage and AgentImage are container images.
 	EnvoyImage, AgentImage string
+	// PodBootstrap is what Envoy merges into its bootstrap, with $(ZONE) where the
+	// pod's zone belongs.
+	PodBootstrap string
 	// XDSAddress is host:port where managers serve configuration, and
 	// CertificateURL where they sign agents' certificates.
 	XDSAddress, CertificateURL string

@@ -26,6 +26,7 @@ const testBootstrap = "{}\n"
 var testOptions = Options{
 	EnvoyImage:     "envoy:test",
 	AgentImage:     "meshroute:test",
+	PodBootstrap:   `{"node":{"locality":{"zone":"$(ZONE)"}}}`,
 	XDSAddress:     "meshroute-manager.meshroute-system.svc:18000",
 	CertificateURL: "https://meshroute-manager.meshroute-system.svc:18001",
 	ServerName:     "meshroute-manager.meshroute-system.svc",

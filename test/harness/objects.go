@@ -9,6 +9,9 @@ import (
 	"meshroute.io/meshroute/api/v1alpha1"
 )
 
+// Zone is where all pods of gateways are.
+const Zone = "zone-a"
+
 // Service is one of port 80, named http.
 func Service(namespace, name string) *corev1.Service {
 	return &corev1.Service{

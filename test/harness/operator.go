@@ -224,7 +224,7 @@ func (c *Cluster) StartPodIn(ctx context.Context, where *Net, binaries Binaries,
 	for _, container := range template.Spec.Containers {
 		var args []string
 		for _, arg := range container.Args {
-			arg = mounts.Replace(strings.ReplaceAll(arg, "$(POD_NAME)", name))
+			arg = mounts.Replace(strings.NewReplacer("$(POD_NAME)", name, "$(ZONE)", Zone).Replace(arg))
 			args = append(args, strings.ReplaceAll(arg, ":19001", fmt.Sprintf("127.0.0.1:%d", probes)))
 		}
 		log := filepath.Join(p.folder, container.Name+".log")

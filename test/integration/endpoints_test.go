@@ -3,6 +3,7 @@ package integration_test
 import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -38,6 +39,28 @@ var _ = Describe("Endpoints", Label("endpoints"), func() {
 		Eventually(load.Sent).Should(BeNumerically(">", sent+100))
 		Expect(one.Requests.Load()).To(Equal(before), "an endpoint that is gone gets no requests")
 		Expect(load.Stop()).To(HaveField("Failed", 0))
+	})
+
+	It("are preferred in the gateway's zone where their Service says so", func(ctx SpecContext) {
+		namespace := newNamespace(ctx)
+		host := hostOf(namespace)
+		near, far := backend("near", nil), backend("far", nil)
+		slice := harness.Endpoints(namespace, "app", near, far)
+		slice.Endpoints[0].Zone, slice.Endpoints[1].Zone = new(harness.Zone), new("elsewhere")
+		service := harness.Service(namespace, "app")
+		service.Spec.TrafficDistribution = new(corev1.ServiceTrafficDistributionPreferSameZone)
+		create(ctx, service, slice, harness.Route(namespace, "app", host, "app", harness.Parent("default", "main")))
+		Eventually(status(host, "/")).Should(Equal(200))
+		for range 20 {
+			Expect(status(host, "/")()).To(Equal(200))
+		}
+		Expect(far.Requests.Load()).To(BeZero())
+		change(ctx, slice, func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].Conditions.Ready = new(false) })
+		Eventually(func() (int64, error) {
+			code, err := status(host, "/")()
+			Expect(code).To(Equal(200))
+			return far.Requests.Load(), err
+		}).Should(BeNumerically(">", 0))
 	})
 
 	It("that are missing mean 503, and their return 200", func(ctx SpecContext) {
