@@ -53,13 +53,41 @@ func (n *node) child(name string, props *apiextensionsv1.JSONSchemaProps) *node 
 func (n *node) admits(value any) bool {
 	if n.judge == nil {
 		var err error
-		if n.judge, n.field, err = schema.Of(n.JSONSchemaProps); err != nil {
+		if n.judge, n.field, err = schema.Of(ownRules(n.JSONSchemaProps, true)); err != nil {
 			panic(fmt.Sprintf("%s: %v", n.path, err)) // a schema that no API server takes either
 		}
 	}
 	// What is admitted gets defaults, which the value is to stay without.
 	object := runtime.DeepCopyJSON(map[string]any{n.field: value})
 	return n.judge.Admit(context.Background(), object) == nil
+}
+
+// ownRules is a schema without what fields below it may hold: they have been
+// judged by themselves, which takes most of the time. Defaults stay, because
+// rules see them.
+func ownRules(props *apiextensionsv1.JSONSchemaProps, top bool) *apiextensionsv1.JSONSchemaProps {
+	own := *props
+	if !top {
+		own = apiextensionsv1.JSONSchemaProps{
+			Type: props.Type, Default: props.Default, Properties: props.Properties, Items: props.Items,
+			AdditionalProperties: props.AdditionalProperties, XIntOrString: props.XIntOrString, Nullable: props.Nullable,
+			XPreserveUnknownFields: props.XPreserveUnknownFields,
+		}
+	}
+	if len(props.Properties) > 0 {
+		own.Properties = make(map[string]apiextensionsv1.JSONSchemaProps, len(props.Properties))
+		for name := range props.Properties {
+			below := props.Properties[name]
+			own.Properties[name] = *ownRules(&below, false)
+		}
+	}
+	if props.Items != nil && props.Items.Schema != nil {
+		own.Items = &apiextensionsv1.JSONSchemaPropsOrArray{Schema: ownRules(props.Items.Schema, false)}
+	}
+	if props.AdditionalProperties != nil && props.AdditionalProperties.Schema != nil {
+		own.AdditionalProperties = &apiextensionsv1.JSONSchemaPropsOrBool{Allows: true, Schema: ownRules(props.AdditionalProperties.Schema, false)}
+	}
+	return &own
 }
 
 // value makes a value, and returns nil where none is found that the schema
@@ -208,16 +236,21 @@ func (n *node) entries(c *choices) any {
 	return made
 }
 
-// object sets about half of the fields, and then leaves out one after the other
+// object sets about half of the fields, or a third, and then leaves out one after the other
 // of those that need not be there, until the rest fits.
 func (n *node) object(c *choices) any {
 	const attempts = 6
+	// Of many fields few go together.
+	many := len(n.Properties) > 8 && n.joint()
 	for range attempts {
 		made := map[string]any{}
 		complete := true
 		for _, name := range slices.Sorted(maps.Keys(n.Properties)) {
 			required := slices.Contains(n.Required, name)
 			absent := c.sometimes(2)
+			if many && !absent {
+				absent = c.sometimes(3)
+			}
 			if rare[n.fields[1]+"."+name] {
 				absent = !c.sometimes(6)
 			}

@@ -15,7 +15,7 @@ func TestEveryFieldIsSet(t *testing.T) {
 		t.Fatal(err)
 	}
 	missing := g.Missing()
-	for seed := uint64(0); seed < 120 && len(missing) > 0; seed++ {
+	for seed := uint64(0); seed < 200 && len(missing) > 0; seed++ {
 		if _, err := g.Random(seed); err != nil {
 			t.Fatal(err)
 		}
