@@ -7,7 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -18,9 +18,9 @@ import (
 // Strip takes away what nobody here reads, before an object is kept in memory:
 // with thousands of objects that is most of them.
 func Strip(in any) (any, error) {
-	object, err := meta.Accessor(in)
-	if err != nil {
-		return in, nil // no object: an event of the cache's own
+	object, is := in.(metav1.Object)
+	if !is {
+		return in, nil // an event of the cache's own
 	}
 	if object.GetManagedFields() != nil {
 		object.SetManagedFields(nil)

@@ -159,8 +159,8 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 		return ctrl.Result{}, r.endpoints(ctx, request.Service)
 	}
 	if request.Policy != (model.Key{}) {
-		if wait, build, err := r.policy(ctx, request.Policy); !build || err != nil {
-			return ctrl.Result{RequeueAfter: wait}, err
+		if build, err := r.policy(ctx, request.Policy); !build || err != nil {
+			return ctrl.Result{}, err
 		}
 	}
 	// Looked at here rather than when the Service changed, so that a build that
@@ -181,7 +181,7 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 		return ctrl.Result{RequeueAfter: catchUp}, nil
 	}
 	var failed error
-	r.Dataplane.Configure(in, in.Now, func(service model.Key) []*discoveryv1.EndpointSlice {
+	r.Dataplane.Configure(in, func(service model.Key) []*discoveryv1.EndpointSlice {
 		found, err := endpointSlices(ctx, r.Client, service)
 		if err != nil {
 			failed = err
@@ -255,13 +255,12 @@ func (r *DataplaneReconciler) policies(ctx context.Context) error {
 	return nil
 }
 
-// policy takes note of a network policy. It tells whether to build because of
-// it, now or after a wait.
-func (r *DataplaneReconciler) policy(ctx context.Context, key model.Key) (wait time.Duration, build bool, err error) {
+// policy takes note of a network policy. It tells whether to build because of it.
+func (r *DataplaneReconciler) policy(ctx context.Context, key model.Key) (build bool, err error) {
 	var object networkingv1.NetworkPolicy
 	err = r.Client.Get(ctx, client.ObjectKey{Namespace: key.Namespace, Name: key.Name}, &object, client.UnsafeDisableDeepCopy)
 	if client.IgnoreNotFound(err) != nil {
-		return 0, false, fmt.Errorf("read NetworkPolicy %s: %w", key, err)
+		return false, fmt.Errorf("read NetworkPolicy %s: %w", key, err)
 	}
 	var policy *model.Policy
 	if err == nil {
@@ -270,8 +269,7 @@ func (r *DataplaneReconciler) policy(ctx context.Context, key model.Key) (wait t
 	if r.Dataplane.SetPolicy(key, policy, r.Clock.Now()) {
 		r.Changed()
 	}
-	wait, waiting := r.Dataplane.Waiting(r.Clock.Now())
-	return wait, waiting && wait == 0, nil
+	return r.Dataplane.Waiting(), nil
 }
 
 func (r *DataplaneReconciler) endpoints(ctx context.Context, service model.Key) error {
@@ -279,7 +277,7 @@ func (r *DataplaneReconciler) endpoints(ctx context.Context, service model.Key) 
 	if err != nil {
 		return err
 	}
-	if r.Dataplane.SetEndpoints(service, found, r.Clock.Now()) {
+	if r.Dataplane.SetEndpoints(service, found) {
 		r.Changed()
 	}
 	return nil

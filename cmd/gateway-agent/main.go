@@ -66,6 +66,7 @@ func command() *cobra.Command {
 	flags.StringVar(&options.ProbeAddress, "probe-address", "", "host:port for /livez, /readyz and /drained")
 	flags.DurationVar(&options.DrainTimeout, "drain-timeout", 0, "how long clients have to go when the pod ends; 0 cuts them off")
 	flags.IntVar(&options.ForbiddenPort, "forbidden-port", 0, "port of the managers that a network policy does not let this pod reach: try whether that holds; 0 is not to")
+	flags.BoolVar(&options.AwaitReach, "await-reach", true, "try to connect to endpoints that are new before Envoy gets them, and wait a moment for network policies to let this pod through")
 	for _, required := range []string{
 		"gateway", "pod", "xds-address", "certificate-url", "server-name", "roots", "token",
 		"state-dir", "xds-socket", "pages-socket", "admin-socket",

@@ -60,6 +60,10 @@ type Options struct {
 	// enforced. 0: nobody wants to know.
 	ForbiddenPort int
 
+	// AwaitReach has endpoints that are new tried before Envoy gets them: between
+	// it and them stand network policies, which take effect in a time of their own.
+	AwaitReach bool
+
 	Log logr.Logger
 }
 
@@ -109,6 +113,7 @@ func Run(ctx context.Context, options Options) error {
 		Dial:        func(ctx context.Context) (*grpc.ClientConn, error) { return dial(ctx, options.XDSAddress) },
 		Beside:      reporter.Follow,
 		OnProgress:  reporter.Ring,
+		Reach:       reach(options.AwaitReach),
 		Store:       filepath.Join(options.StateDir, "last-good.pb"),
 		SecretStore: secretStore,
 		Log:         options.Log.WithName("relay"),

@@ -164,7 +164,7 @@ func New(server *xds.Server, names *PolicyNames) *Dataplane {
 // the EndpointSlices of a Service; it is asked only for Services that come into
 // use: what changes later is told by SetEndpoints. The first build is sent as it
 // is: what network policies have to wait for is not known before.
-func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
+func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
 	d.building.Lock()
 	defer d.building.Unlock()
 	result := d.builder.Build(in)
@@ -188,7 +188,7 @@ func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(serv
 		if d.names != nil {
 			known.peer = d.names.Pods(gw)
 		}
-		d.follow(known, c.had, gw, true, now, slicesOf)
+		d.follow(known, c.had, gw, true, slicesOf)
 		known.hold(&d.builder, c.news, result.Routes, !d.built)
 		changes = append(changes, c)
 	}
@@ -199,7 +199,7 @@ func (d *Dataplane) Configure(in model.Inputs, now time.Time, slicesOf func(serv
 		if known := c.gateway; len(known.held) > 0 {
 			known.told = known.withoutHeld(&d.builder, in)
 			// An earlier version of a route may lead elsewhere.
-			d.follow(known, known.model, known.told, false, now, slicesOf)
+			d.follow(known, known.model, known.told, false, slicesOf)
 		}
 		d.send(c, result.HealthPolicies)
 	}
@@ -314,7 +314,7 @@ func (g *gateway) restart(routes []*model.RouteStatus) []routeNews {
 // follow brings up to date how a gateway gets to its clusters, from when these
 // were what before has: what is new, what is another than it was, and what waits
 // for a policy. newest: it is what was built last.
-func (d *Dataplane) follow(known *gateway, before, after model.Gateway, newest bool, now time.Time, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
+func (d *Dataplane) follow(known *gateway, before, after model.Gateway, newest bool, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
 	services := make(map[model.Key]model.BackendService)
 	changed := make(map[string]model.Cluster)
 	differing(before.Services, after.Services, func(s model.BackendService) model.Key { return s.Key }, model.CompareKeys, func(service model.BackendService) {
@@ -339,7 +339,7 @@ func (d *Dataplane) follow(known *gateway, before, after model.Gateway, newest b
 		if _, read := services[at.Service]; !read {
 			services[at.Service], _ = after.Service(at.Service)
 		}
-		d.setReach(known, at, services[at.Service], now, !d.built)
+		d.setReach(known, at, services[at.Service], !d.built)
 		known.moved = true
 	}
 }
@@ -555,7 +555,7 @@ func (d *Dataplane) forget(in model.Inputs, foreign []model.Key) {
 // SetEndpoints takes the EndpointSlices of a Service and sends the endpoints
 // that changed to the gateways that use it, as far as network policies let these
 // reach them; nothing else is built anew. It tells whether anything changed.
-func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.EndpointSlice, now time.Time) bool {
+func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.EndpointSlice) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	changed := false
@@ -575,7 +575,7 @@ func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.Endpoin
 				continue
 			}
 			had := r.resource
-			if d.setReach(gw, cluster, r.service, now, false); gw.tells(cluster.Name) && r.resource != had {
+			if d.setReach(gw, cluster, r.service, false); gw.tells(cluster.Name) && r.resource != had {
 				gw.latest = d.server.Update(xds.Gateway(key), resource.EndpointType,
 					map[string]proto.Message{cluster.Name: r.resource}).Sequence
 			}
@@ -610,7 +610,7 @@ func (d *Dataplane) Observe(now time.Time, workloads map[model.Key]model.Workloa
 	acks := make(map[model.Key][]xds.PodAck, len(d.gateways))
 	waiting := make(map[model.Key]map[model.Key]string, len(d.gateways))
 	for key, gw := range d.gateways {
-		waiting[key] = d.waiting(gw, now)
+		waiting[key] = d.waiting(gw)
 		pods, away := gw.pods(d.server.Acks(xds.Gateway(key)).Pods, now)
 		acks[key] = pods
 		if away {

@@ -21,9 +21,10 @@ import (
 //
 //   - A policy is wanted for whatever Envoy may send requests to, as soon as a
 //     route leads there, and also for endpoints that are not ready yet.
-//   - An endpoint is given to Envoy when the policy that lets it be reached was
-//     seen in the cluster, and settled. What Envoy has already is never taken
-//     away for the lack of a policy.
+//   - An endpoint is told of when the policy that lets it be reached was seen in
+//     the cluster. When that is in force on its node, each gateway pod finds out
+//     for itself, before its Envoy is given the endpoint (RelayOptions.Reach).
+//     What Envoy has already is never taken away for the lack of a policy.
 //   - A route to a cluster that would have no endpoint for this reason waits: an
 //     earlier version of it serves on, a new one is left out.
 //   - What a policy allows that is wanted no more is taken away when every pod
@@ -33,8 +34,8 @@ import (
 // in the cluster; one of them writes the policies (NetworkPolicies).
 
 const (
-	// settle is how long after a policy was seen it is relied on: by then nodes
-	// enforce it.
+	// settle is how long after policies were seen a gateway may be restricted to
+	// them: by then nodes enforce them.
 	settle = 250 * time.Millisecond
 	// grace is how long what was allowed stays so after Envoy stopped using it,
 	// for requests under way, and most is when it ends at the latest, whatever
@@ -93,7 +94,7 @@ func (r *reach) pending() bool {
 
 // waiting tells of a gateway's routes, where their requests wait for policies,
 // what they wait for.
-func (d *Dataplane) waiting(gw *gateway, now time.Time) map[model.Key]string {
+func (d *Dataplane) waiting(gw *gateway) map[model.Key]string {
 	if len(gw.blocked) == 0 {
 		return nil
 	}
@@ -107,7 +108,7 @@ func (d *Dataplane) waiting(gw *gateway, now time.Time) map[model.Key]string {
 				continue
 			}
 			if r := gw.reach[backend.Cluster.Name]; r != nil && len(r.withheld) > 0 {
-				waiting[route.Key] = d.sentence(gw, r, route.Key, now)
+				waiting[route.Key] = d.sentence(gw, r, route.Key)
 				break
 			}
 		}
@@ -115,9 +116,9 @@ func (d *Dataplane) waiting(gw *gateway, now time.Time) map[model.Key]string {
 	return waiting
 }
 
-func (d *Dataplane) sentence(gw *gateway, r *reach, route model.Key, now time.Time) string {
+func (d *Dataplane) sentence(gw *gateway, r *reach, route model.Key) string {
 	policy := r.isolation
-	if d.restricted(gw) && d.policies[r.egress].missing(r.withheld[0], now) != 0 {
+	if d.restricted(gw) && !d.policies[r.egress].has(r.withheld[0]) {
 		policy = r.egress
 	}
 	meanwhile := "requests go to those of its endpoints that they went to before"
@@ -183,36 +184,31 @@ func (d *Dataplane) restricted(gw *gateway) bool {
 	return gw.model.Infrastructure.NetworkPolicy.Restricted
 }
 
-// missing returns for how long a rule is not to be relied on yet: 0 means it is
-// in force, a negative duration that it is not there at all.
-func (p observedPolicy) missing(rule model.PolicyRule, now time.Time) time.Duration {
-	since, there := p.seen[rule]
-	if !there {
-		return -1
-	}
-	return max(0, settle-now.Sub(since))
+// has tells whether a rule is there.
+func (p observedPolicy) has(rule model.PolicyRule) bool {
+	_, there := p.seen[rule]
+	return there
 }
 
-// blocked returns for how long a gateway does not get through to where a rule
-// leads, as observedPolicy.missing does.
-func (d *Dataplane) blocked(gw *gateway, restricted bool, r *reach, rule model.PolicyRule, now time.Time) time.Duration {
-	var wait time.Duration
-	if restricted {
-		wait = d.policies[r.egress].missing(rule, now)
+// settled tells whether a rule is there for so long that nodes enforce it.
+func (p observedPolicy) settled(rule model.PolicyRule, now time.Time) bool {
+	since, there := p.seen[rule]
+	return there && now.Sub(since) >= settle
+}
+
+// blocked tells whether a policy is missing for a gateway to get through to where
+// a rule leads.
+func (d *Dataplane) blocked(gw *gateway, restricted bool, r *reach, rule model.PolicyRule) bool {
+	if restricted && !d.policies[r.egress].has(rule) {
+		return true
 	}
-	if isolation, isolated := d.policies[r.isolation]; isolated && wait >= 0 {
-		in := isolation.missing(model.PolicyRule{Peer: gw.peer, Port: rule.Port}, now)
-		if in < 0 {
-			return in
-		}
-		wait = max(wait, in)
-	}
-	return wait
+	isolation, isolated := d.policies[r.isolation]
+	return isolated && !isolation.has(model.PolicyRule{Peer: gw.peer, Port: rule.Port})
 }
 
 // setReach brings up to date how a gateway gets to a cluster. everything lets it
 // have all endpoints, be they allowed or not.
-func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.BackendService, now time.Time, everything bool) {
+func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.BackendService, everything bool) {
 	r := gw.reach[cluster.Name]
 	if r == nil {
 		r = &reach{cluster: cluster, given: map[model.Endpoint]model.PolicyRule{}}
@@ -235,7 +231,7 @@ func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.B
 	r.withheld = nil
 	restricted := d.restricted(gw)
 	blocked := func(rule model.PolicyRule) bool {
-		if everything || d.blocked(gw, restricted, r, rule, now) == 0 {
+		if everything || !d.blocked(gw, restricted, r, rule) {
 			return false
 		}
 		r.withheld = append(r.withheld, rule)
@@ -277,22 +273,19 @@ func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.B
 	}
 }
 
-// Waiting tells whether an endpoint or a route waits for nothing but that a
-// policy, which is there, settles, and how long that takes.
-func (d *Dataplane) Waiting(now time.Time) (wait time.Duration, waiting bool) {
+// Waiting tells whether an endpoint or a route waits that need not wait any more.
+func (d *Dataplane) Waiting() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, gw := range d.gateways {
 		restricted := d.restricted(gw)
 		for _, r := range gw.blocked {
-			for _, rule := range r.withheld {
-				if needed := d.blocked(gw, restricted, r, rule, now); needed >= 0 && (!waiting || needed < wait) {
-					wait, waiting = needed, true
-				}
+			if slices.ContainsFunc(r.withheld, func(rule model.PolicyRule) bool { return !d.blocked(gw, restricted, r, rule) }) {
+				return true
 			}
 		}
 	}
-	return wait, waiting
+	return false
 }
 
 // PoliciesInForce tells whether the policies that let a gateway reach its
@@ -319,7 +312,7 @@ func (d *Dataplane) AllPoliciesInForce(now time.Time) bool {
 func (d *Dataplane) inForce(gw *gateway, now time.Time) bool {
 	for _, r := range gw.reach {
 		for _, rule := range r.needs {
-			if d.policies[r.egress].missing(rule, now) != 0 {
+			if !d.policies[r.egress].settled(rule, now) {
 				return false
 			}
 		}

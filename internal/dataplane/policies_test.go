@@ -153,18 +153,16 @@ func TestANewBackendWaitsForItsPolicy(t *testing.T) {
 	if got := w.programmed(t, "a"); got != "True Programmed" {
 		t.Errorf("its neighbour says %s", got)
 	}
-	if _, waiting := w.Waiting(w.now); waiting {
+	if w.Waiting() {
 		t.Error("a build would be of use while the policy is not there")
 	}
 
 	w.write()
 	w.wants(t, "policies", w.inCluster(), letA, letB, "edge.c: app=c:8080")
-	w.later(settle - 1)
-	w.wants(t, "before it has settled", w.sends(), sendsA, sendsB)
-	if wait, waiting := w.Waiting(w.now); !waiting || wait != 1 {
-		t.Errorf("a build is of use in %s, %t", wait, waiting)
+	if !w.Waiting() {
+		t.Error("a build is of no use although the policy is there")
 	}
-	w.later(1)
+	w.later(0)
 	w.wants(t, "afterwards", w.sends(), sendsA, sendsB, "/c c/80 10.0.0.3:8080")
 	w.until(t, "programmed", func() bool { return w.programmed(t, "c") == "True Programmed" })
 }
@@ -202,9 +200,7 @@ func TestAChangedRouteServesOnAsItWas(t *testing.T) {
 	moved.Spec.Rules[0].Backends[0].Name = "c"
 	w.in.ServiceRoutes[0] = moved
 	w.configure()
-	w.write()
 	w.wants(t, "while its new backend waits", w.sends(), sendsA, sendsB)
-	w.wants(t, "policies", w.inCluster(), letA, letB, "edge.c: app=c:8080")
 	if got := w.programmed(t, "a"); got != "False WaitingForNetworkPolicy" {
 		t.Errorf("the route says %s", got)
 	}
@@ -213,7 +209,9 @@ func TestAChangedRouteServesOnAsItWas(t *testing.T) {
 	w.configure()
 	w.wants(t, "with a neighbour's change", w.sends(), sendsA, "/b2 b/80 10.0.0.2:8080")
 
-	w.later(settle)
+	w.write()
+	w.wants(t, "policies", w.inCluster(), letA, letB, "edge.c: app=c:8080")
+	w.configure()
 	w.wants(t, "afterwards", w.sends(), "/b2 b/80 10.0.0.2:8080", "/moved c/80 10.0.0.3:8080")
 	w.write()
 	w.wants(t, "policies right afterwards", w.inCluster(), letA, letB, "edge.c: app=c:8080")
@@ -305,7 +303,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 		slice.Ports[0].Port = &port
 		return slice
 	}
-	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(8080, "10.0.0.1"), at(9090, "10.0.0.9")}, w.now)
+	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(8080, "10.0.0.1"), at(9090, "10.0.0.9")})
 	w.wants(t, "the new pod before it is let through", w.sends(), sendsA, sendsB)
 	w.write()
 	w.wants(t, "policies", w.inCluster(), "edge.a: app=a:8080 app=a:9090", letB)
@@ -313,7 +311,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 	envoy.has(t, "10.0.0.1:8080 10.0.0.9:9090", "shop/a/80")
 
 	envoy.answer(silent)
-	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(9090, "10.0.0.9")}, w.now)
+	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(9090, "10.0.0.9")})
 	w.write()
 	w.later(grace)
 	w.write()
@@ -327,7 +325,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 	w.wants(t, "policies a little later", w.inCluster(), "edge.a: app=a:9090", letB)
 
 	// All at once: the old may still answer.
-	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(7070, "10.0.0.9")}, w.now)
+	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(7070, "10.0.0.9")})
 	w.wants(t, "all pods on another port", w.sends(), "/a a/80 10.0.0.9:9090", sendsB)
 	if got := w.programmed(t, "a"); got != "False WaitingForNetworkPolicy" {
 		t.Errorf("the route says %s", got)
@@ -335,7 +333,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 	w.write()
 	w.later(settle)
 	w.wants(t, "when they are let through", w.sends(), "/a a/80 10.0.0.9:7070", sendsB)
-	w.SetEndpoints(a, nil, w.now)
+	w.SetEndpoints(a, nil)
 	w.wants(t, "without pods", w.sends(), "/a a/80", sendsB)
 }
 
@@ -343,7 +341,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 func TestEndpointsStayWithoutTheirPolicy(t *testing.T) {
 	w := newPolicyWorld(t)
 	w.SetPolicy(model.Key{Namespace: "shop", Name: "edge.a"}, nil, w.now)
-	w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices2("10.0.0.1", "10.0.0.9"), w.now)
+	w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices2("10.0.0.1", "10.0.0.9"))
 	w.wants(t, "without the policy", w.sends(), sendsA, sendsB)
 	w.write()
 	w.later(settle)
@@ -368,13 +366,13 @@ func TestARuleOnItsWayOut(t *testing.T) {
 		slices[0].Ports[0].Port = &port
 		return slices
 	}
-	w.SetEndpoints(a, slices(9090), w.now)
+	w.SetEndpoints(a, slices(9090))
 	w.write()
 	w.later(settle)
 	w.write()
 	w.later(grace)
 	changes, _ := w.NetworkPolicies(w.now) // port 8080 goes
-	w.SetEndpoints(a, slices(8080), w.now)
+	w.SetEndpoints(a, slices(8080))
 	w.wants(t, "back on the old port", w.sends(), "/a a/80 10.0.0.1:9090", sendsB)
 	for _, object := range changes.Apply {
 		w.SetPolicy(object.Key, &object.Policy, w.now)
@@ -391,12 +389,12 @@ func TestPodsThatAreNotReady(t *testing.T) {
 	slices := newSlices("http", "10.0.0.5")
 	slices[0].Ports[0].Port = new(int32(9090))
 	slices[0].Endpoints[0].Conditions.Ready = new(false)
-	w.SetEndpoints(a, slices, w.now)
+	w.SetEndpoints(a, slices)
 	w.write()
 	w.later(settle)
 	slices = newSlices("http", "10.0.0.5")
 	slices[0].Ports[0].Port = new(int32(9090))
-	w.SetEndpoints(a, slices, w.now)
+	w.SetEndpoints(a, slices)
 	w.wants(t, "as soon as it is ready", w.sends(), "/a a/80 10.0.0.5:9090", sendsB)
 }
 
@@ -413,7 +411,7 @@ func TestAnotherSelector(t *testing.T) {
 	w.later(grace)
 	w.write()
 	w.wants(t, "however long that takes", w.inCluster(), "edge.a: app=a:8080 app=green:8080", letB)
-	w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.7"), w.now)
+	w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.7"))
 	w.wants(t, "the new pods", w.sends(), "/a a/80 10.0.0.7:8080", sendsB)
 	w.applied(t)
 	w.write()

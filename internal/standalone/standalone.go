@@ -109,10 +109,10 @@ func Run(ctx context.Context, options Options) error {
 			screen.problems(append(problems, fmt.Sprintf("%v (what was read before stays in use)", err)))
 			return
 		}
-		plane.Configure(read.inputs, time.Now(), func(service model.Key) []*discoveryv1.EndpointSlice { return read.slices[service] })
+		plane.Configure(read.inputs, func(service model.Key) []*discoveryv1.EndpointSlice { return read.slices[service] })
 		for _, service := range read.inputs.Services {
 			key := model.Key{Namespace: service.Namespace, Name: service.Name}
-			plane.SetEndpoints(key, read.slices[key], time.Now())
+			plane.SetEndpoints(key, read.slices[key])
 		}
 		problems = append(append(problems, read.problems...), host.run(plane.Result().Gateways)...)
 		screen.problems(problems)
@@ -304,7 +304,7 @@ func (h *host) start(key model.Key) (*process, error) {
 			"--gateway", key.String(), "--pod", id.Pod,
 			"--xds-address", h.xds.Addr().String(), "--certificate-url", "https://" + h.certificates.Addr().String(),
 			"--server-name", serverName, "--roots", in("ca.crt"), "--token", in("token"),
-			"--state-dir", in("state"),
+			"--state-dir", in("state"), "--await-reach=false", // no network policies
 			"--xds-socket", in("xds.sock"), "--pages-socket", in("pages.sock"), "--admin-socket", in("admin.sock"),
 		}},
 		{name: "envoy", path: h.options.Envoy, log: in("envoy.log"), stopTime: stopTime, args: []string{

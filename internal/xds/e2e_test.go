@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,12 +142,16 @@ func (m *manager) until(t *testing.T, what string, done func(Acks) bool) {
 }
 
 // relay starts a Relay and returns where Envoy finds it, and what ends it.
-func startRelay(t *testing.T, p *place, store string) (*Relay, *bufconn.Listener, func()) {
+func startRelay(t *testing.T, p *place, store string, more ...func(*RelayOptions)) (*Relay, *bufconn.Listener, func()) {
 	t.Helper()
 	var r *Relay
-	r = NewRelay(RelayOptions{
+	options := RelayOptions{
 		Node: &corev3.Node{Id: "pod-1", Cluster: gw.String()}, Dial: p.dial, OnProgress: p.report(t, &r), Store: store, Log: testr.New(t),
-	})
+	}
+	for _, option := range more {
+		option(&options)
+	}
+	r = NewRelay(options)
 	local := bufconn.Listen(1 << 20)
 	g := grpc.NewServer(LocalServerOptions()...)
 	r.Register(g)
@@ -239,6 +244,63 @@ func TestManagerRestartsWithTheSameContent(t *testing.T) {
 	second.applied(t, second.Set(gw, changed).Sequence)
 	if resp := <-responses; len(resp.GetResources()) != 1 || resp.GetResources()[0].GetName() != "l2" {
 		t.Errorf("Envoy was sent %v", short(resp))
+	}
+}
+
+// Between a gateway and endpoints that are new stands a network that may not let
+// it through yet. What needs them waits for that, and nothing else does.
+func TestEndpointsThatAreNewAreAwaited(t *testing.T) {
+	p := &place{}
+	m := p.start(t)
+	awaited, through := make(chan []netip.AddrPort, 10), make(chan struct{})
+	_, local, _ := startRelay(t, p, "", func(o *RelayOptions) {
+		o.Reach = func(_ context.Context, endpoints []netip.AddrPort) {
+			awaited <- endpoints
+			<-through
+		}
+	})
+	responses := attach(t, local, newFakeEnvoy(rand.New(rand.NewPCG(1, 1))))
+	content := func() Resources {
+		r := someContent(2)
+		for i, name := range []string{"c0000", "c0001"} {
+			r[kinds[endpoints].url][name] = envoy.Endpoints(model.Cluster{Name: name}, []model.Endpoint{{Address: fmt.Sprintf("10.0.0.%d", i+1), Port: 80}})
+		}
+		return r
+	}
+	before := content()
+	delete(before[kinds[clusters].url], "c0001")
+	delete(before[kinds[endpoints].url], "c0001")
+	before[kinds[routes].url]["r"] = body(routes, "r", "c0000")
+	m.applied(t, m.Set(gw, before).Sequence)
+	if len(awaited) > 0 {
+		t.Errorf("at the start %v were awaited: no news to the network", <-awaited)
+	}
+	for len(responses) > 0 {
+		<-responses
+	}
+
+	after := content()
+	after[kinds[listeners].url]["l2"] = body(listeners, "l2")
+	change := m.Set(gw, after)
+	if got := <-awaited; len(got) != 1 || got[0].String() != "10.0.0.2:80" {
+		t.Errorf("awaited were %v", got)
+	}
+	for resp := range responses {
+		if resp.GetTypeUrl() == kinds[endpoints].url || resp.GetTypeUrl() == kinds[routes].url {
+			t.Errorf("Envoy was sent %v before its endpoints can be reached", short(resp))
+		}
+		if resp.GetTypeUrl() == kinds[listeners].url {
+			break // which waits for nobody
+		}
+	}
+	close(through)
+	m.applied(t, change.Sequence)
+
+	// The same endpoints again are no news.
+	after[kinds[endpoints].url]["c0001"] = envoy.Endpoints(model.Cluster{Name: "c0001"}, []model.Endpoint{{Address: "10.0.0.2", Port: 80, Zone: "a"}})
+	m.applied(t, m.Set(gw, after).Sequence)
+	if len(awaited) > 0 {
+		t.Errorf("%v were awaited again", <-awaited)
 	}
 }
 

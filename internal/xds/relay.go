@@ -2,6 +2,7 @@ package xds
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -30,6 +31,10 @@ type RelayOptions struct {
 	// Beside is run beside each connection to a manager, until its context ends
 	// with the connection; nil: nothing is.
 	Beside func(context.Context, *grpc.ClientConn)
+	// Reach waits until these endpoints, which are new, can be connected to, or for
+	// as long as it sees fit; Envoy gets them afterwards. What does not need them
+	// goes on. nil: nobody waits.
+	Reach func(ctx context.Context, endpoints []netip.AddrPort)
 	// OnProgress is told that Progress moved; nil: nobody is. It must not block.
 	OnProgress func()
 	// Store is the path of the file that keeps the last good configuration, all
@@ -202,13 +207,35 @@ func (r *Relay) connect(ctx context.Context) (answered bool, err error) {
 			}
 		}
 	}()
+	take := func(resp *discoveryv3.DeltaDiscoveryResponse) {
+		r.step(func() {
+			if r.upstream == box {
+				r.state.upstreamResponse(resp)
+			}
+		})
+	}
+	waiting := newOutbox[*discoveryv3.DeltaDiscoveryResponse]()
+	go func() {
+		for {
+			resp, ok := waiting.take(ctx)
+			if !ok {
+				return
+			}
+			r.awaitReach(ctx, resp)
+			take(resp)
+		}
+	}()
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
 			return answered, err
 		}
 		answered = true
-		r.step(func() { r.state.upstreamResponse(resp) })
+		if r.options.Reach != nil && resp.GetTypeUrl() == kinds[endpoints].url {
+			waiting.add(resp) // in the order in which they come
+			continue
+		}
+		take(resp)
 	}
 }
 
