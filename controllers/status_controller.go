@@ -286,6 +286,9 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 	}
 	for key, status := range observed.MeshRoutes {
 		object := exists[key]
+		if object != nil {
+			keepChecks(object.Status.Backends, status.Backends)
+		}
 		if object != nil && sameMeshRouteStatus(object.Status, status) {
 			continue
 		}

@@ -50,3 +50,19 @@ func samePolicyStatus(a, b gatewayv1.PolicyStatus) bool {
 		return a.ControllerName == b.ControllerName && sameParent(a.AncestorRef, b.AncestorRef) && sameConditions(a.Conditions, b.Conditions)
 	})
 }
+
+// keepChecks keeps what was shown of a backend's health check where it is not known
+// yet what to show, as at the start: otherwise all MeshRoutes would be written twice.
+func keepChecks(before, after []v1alpha1.MeshRouteBackend) {
+	for i := range after {
+		if after[i].HealthCheck != (v1alpha1.MeshRouteHealthCheck{}) || after[i].Endpoints <= 0 {
+			continue
+		}
+		at := slices.IndexFunc(before, func(b v1alpha1.MeshRouteBackend) bool {
+			return b.Namespace == after[i].Namespace && b.Name == after[i].Name && b.Port == after[i].Port
+		})
+		if at >= 0 {
+			after[i].HealthCheck = before[at].HealthCheck
+		}
+	}
+}

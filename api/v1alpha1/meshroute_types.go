@@ -105,6 +105,27 @@ type MeshRouteBackend struct {
 	Endpoints int32 `json:"endpoints"`
 	// ReadyEndpoints of these.
 	ReadyEndpoints int32 `json:"readyEndpoints"`
+	// HealthCheck is what gateways ask these endpoints. Where gateways of the
+	// route ask differently, it is that of the first.
+	// +optional
+	HealthCheck MeshRouteHealthCheck `json:"healthCheck,omitempty,omitzero"`
+}
+
+// MeshRouteHealthCheck is how gateways find out which endpoints are well.
+type MeshRouteHealthCheck struct {
+	// Kind and Name of the object, in the Service's namespace, that the check
+	// comes from: a HealthPolicy, or the workload (Deployment, StatefulSet, …)
+	// whose pods have the readinessProbe that it is derived from.
+	// +optional
+	Kind string `json:"kind,omitempty"`
+	// +optional
+	Name string `json:"name,omitempty"`
+	// Check is what is asked, and how often. Empty: nothing.
+	// +optional
+	Check string `json:"check,omitempty"`
+	// Message tells why nothing is asked.
+	// +optional
+	Message string `json:"message,omitempty"`
 }
 
 // MeshRouteSummary sums up a namespace.

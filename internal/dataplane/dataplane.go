@@ -640,6 +640,14 @@ func (d *Dataplane) Observe(now time.Time, workloads map[model.Key]model.Workloa
 			}
 			return model.Progress{}
 		},
+		Health: func(key model.Key, cluster model.Cluster) model.Health {
+			if gw := d.gateways[key]; gw != nil {
+				if health, is := gw.told.Health[cluster.Name]; is {
+					return health
+				}
+			}
+			return d.derive(cluster)
+		},
 		PolicyProgress: func(key, policy model.Key) model.Progress {
 			if gw := d.gateways[key]; gw != nil {
 				return progress(acks[key], gw.policies[policy].sequence)

@@ -130,18 +130,19 @@ func (d *Dataplane) health(gw *gateway) map[string]model.Health {
 	return health
 }
 
-// derive is the check that follows from a Service's pods for a cluster.
+// derive is the check that follows from a Service's pods for a cluster; zero where
+// that is not known yet.
 func (d *Dataplane) derive(cluster model.Cluster) model.Health {
 	endpoints := d.endpoints[cluster.Name]
 	switch {
 	case cluster.DNSName != "":
 		return model.Health{Why: "what is behind a host name is for others to check"}
 	case endpoints == nil:
-		return model.Health{Why: "nothing is known of its endpoints"}
+		return model.Health{}
 	}
 	probes, known := d.probes[cluster.Service]
 	if !known {
-		return model.Health{Why: "there is no HealthPolicy, and the Service's pods were not looked at yet"}
+		return model.Health{} // nobody has looked yet
 	}
 	now := derived{cluster: cluster, port: model.PodPort(cluster, endpoints.set), probes: probes}
 	before := d.derived[cluster.Name]

@@ -376,3 +376,22 @@ func policyProgrammed(policy Key, target PolicyTarget, o Observations) metav1.Co
 	return condition(v1alpha1.ConditionProgrammed, metav1.ConditionTrue, string(gatewayv1.GatewayReasonProgrammed), fmt.Sprintf(
 		"in force for %d backends of %d gateways, whose connected pods have acknowledged it", backends, len(gateways)))
 }
+
+// shownCheck is what a route's gateways ask the endpoints of one of its backends.
+func shownCheck(route *RouteStatus, cluster Cluster, o Observations) v1alpha1.MeshRouteHealthCheck {
+	if o.Health == nil {
+		return v1alpha1.MeshRouteHealthCheck{}
+	}
+	for _, parent := range route.Parents {
+		if parent.Gateway == nil {
+			continue
+		}
+		health := o.Health(*parent.Gateway, cluster)
+		shown := v1alpha1.MeshRouteHealthCheck{Kind: health.Source.Kind, Name: health.Source.Name, Message: bounded(health.Why)}
+		if health.Check != nil {
+			shown.Check = bounded(health.Check.String())
+		}
+		return shown
+	}
+	return v1alpha1.MeshRouteHealthCheck{}
+}

@@ -24,6 +24,9 @@ type Observations struct {
 	RouteProgress   func(gateway, route Key) Progress
 	// PolicyProgress tells the same of a HealthPolicy.
 	PolicyProgress func(gateway, policy Key) Progress
+	// Health tells what a gateway asks the endpoints of a cluster; nil: nobody
+	// knows.
+	Health func(gateway Key, cluster Cluster) Health
 	// Workloads are the objects that run each gateway.
 	Workloads map[Key]Workload
 }
@@ -289,6 +292,7 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 			Port:      backend.Port,
 		}
 		if cluster := backend.Cluster; cluster != nil {
+			shown.HealthCheck = shownCheck(route, *cluster, o)
 			if cluster.DNSName != "" {
 				shown.Endpoints, shown.ReadyEndpoints = -1, -1
 			} else {
