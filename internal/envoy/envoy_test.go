@@ -14,10 +14,12 @@ import (
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -25,6 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"sigs.k8s.io/yaml"
 
+	"meshroute.io/meshroute/internal/certtest"
 	"meshroute.io/meshroute/internal/model"
 )
 
@@ -219,13 +222,18 @@ func static(t testing.TB, resources Resources) *bootstrapv3.Bootstrap {
 		}
 		bootstrap.StaticResources.Clusters = append(bootstrap.StaticResources.Clusters, cluster)
 	}
+	for name := range resources[resource.SecretType] {
+		// Those of in.yaml are no certificates.
+		pair := certtest.NewAuthority(t).Issue(t, "example.com")
+		bootstrap.StaticResources.Secrets = append(bootstrap.StaticResources.Secrets, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{
+			TlsCertificate: &tlsv3.TlsCertificate{
+				CertificateChain: &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: pair.Certificate}},
+				PrivateKey:       &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: pair.Key}},
+			},
+		}})
+	}
 	for _, message := range resources[resource.ListenerType] {
 		listener := proto.Clone(message).(*listenerv3.Listener)
-		filter := listener.GetFilterChains()[0].GetFilters()[0]
-		manager := &hcmv3.HttpConnectionManager{}
-		if err := filter.GetTypedConfig().UnmarshalTo(manager); err != nil {
-			t.Fatal(err)
-		}
 		scopes := &hcmv3.ScopedRouteConfigurationsList{}
 		for _, message := range resources[resource.ScopedRouteType] {
 			scope := proto.Clone(message).(*routev3.ScopedRouteConfiguration)
@@ -233,12 +241,29 @@ func static(t testing.TB, resources Resources) *bootstrapv3.Bootstrap {
 			scope.GetRouteConfiguration().ValidateClusters = wrapperspb.Bool(false)
 			scopes.ScopedRouteConfigurations = append(scopes.ScopedRouteConfigurations, scope)
 		}
-		if len(scopes.GetScopedRouteConfigurations()) == 0 {
-			manager.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{}}
-		} else {
-			manager.GetScopedRoutes().ConfigSpecifier = &hcmv3.ScopedRoutes_ScopedRouteConfigurationsList{ScopedRouteConfigurationsList: scopes}
+		for _, chain := range listener.GetFilterChains() {
+			filter := chain.GetFilters()[0]
+			manager := &hcmv3.HttpConnectionManager{}
+			if err := filter.GetTypedConfig().UnmarshalTo(manager); err != nil {
+				t.Fatal(err)
+			}
+			if len(scopes.GetScopedRouteConfigurations()) == 0 {
+				manager.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{}}
+			} else {
+				manager.GetScopedRoutes().ConfigSpecifier = &hcmv3.ScopedRoutes_ScopedRouteConfigurationsList{ScopedRouteConfigurationsList: scopes}
+			}
+			filter.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: mustAny(manager)}
+			if socket := chain.GetTransportSocket(); socket != nil {
+				context := &tlsv3.DownstreamTlsContext{}
+				if err := socket.GetTypedConfig().UnmarshalTo(context); err != nil {
+					t.Fatal(err)
+				}
+				for _, secret := range context.GetCommonTlsContext().GetTlsCertificateSdsSecretConfigs() {
+					secret.SdsConfig = nil // so it is one of the bootstrap's
+				}
+				socket.ConfigType = &corev3.TransportSocket_TypedConfig{TypedConfig: mustAny(context)}
+			}
 		}
-		filter.ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: mustAny(manager)}
 		bootstrap.StaticResources.Listeners = append(bootstrap.StaticResources.Listeners, listener)
 	}
 	return bootstrap
