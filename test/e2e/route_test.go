@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -134,6 +135,58 @@ var _ = Describe("A ServiceRoute", Label("routes"), func() {
 			Expect(answers("split", "/abroad")).To(HavePrefix("abroad-"))
 		})
 
+		It("does with requests what a user writes", func(ctx SpecContext) {
+			_, err := tryKubectl(ctx, fmt.Sprintf(everything, namespace, gw.Name, host), "apply", "--filename=-")
+			Expect(err).NotTo(HaveOccurred())
+			key := client.ObjectKey{Namespace: namespace, Name: "everything"}
+			Eventually(routeCondition(ctx, key, v1alpha1.ConditionProgrammed)).WithTimeout(time.Minute).Should(HavePrefix("True"))
+			Expect(answers("any", "/")).To(HavePrefix("red-"))
+			Expect(answers("any", "/?canary=yes")).To(HavePrefix("blue-"))
+			Expect(answers("any", "/v12/users")).To(HavePrefix("green-"))
+			Expect(status(gw.address, "any."+host, "/v/users")()).To(Equal(200), "no number, so it is the rest's")
+
+			got, err := get(gw.address, "any."+host, "/changed", "X-Remove", "me")
+			Expect(err).NotTo(HaveOccurred())
+			Expect(got.Echo.Path).To(Equal("/full"))
+			Expect(got.Echo.Host).To(Equal("inner.example.com"))
+			Expect(got.Echo.Headers).To(And(HaveKeyWithValue("X-Set", []string{"1"}), Not(HaveKey("X-Remove"))))
+			Expect(got.Header.Get("X-Answer")).To(Equal("changed"))
+
+			got, err = get(gw.address, "any."+host, "/old/path")
+			Expect(err).NotTo(HaveOccurred())
+			Expect(got).To(HaveField("Status", 308))
+			Expect(got.Header.Get("Location")).To(Equal("https://new.example.com/new/path"))
+
+			got, err = get(gw.address, "any."+host, "/shared", "Origin", "https://app.example.com")
+			Expect(err).NotTo(HaveOccurred())
+			Expect(got.Header.Get("Access-Control-Allow-Origin")).To(Equal("https://app.example.com"))
+
+			By("keeping a client at one endpoint")
+			kubectl(ctx, "scale", "deployment/blue", "--namespace", namespace, "--replicas=3")
+			awaitRollout(ctx, client.ObjectKey{Namespace: namespace, Name: "blue"})
+			first, err := get(gw.address, "any."+host, "/sticky")
+			Expect(err).NotTo(HaveOccurred())
+			cookie, _, _ := strings.Cut(first.Header.Get("Set-Cookie"), ";")
+			Expect(cookie).To(HavePrefix("at="))
+			for range 20 {
+				Expect(answers("any", "/sticky", "Cookie", cookie)).To(Equal(first.Echo.Pod))
+			}
+		})
+
+		It("fails over to another Service, and returns, without losing a request", func(ctx SpecContext) {
+			backends := append(to("red"), to("green")...)
+			backends[1].Priority = new(int32(10))
+			route(ctx, "failover", v1alpha1.ServiceRouteRule{Name: "all", Backends: backends})
+			Expect(answers("failover", "/")).To(HavePrefix("red-"))
+			load := startTraffic(gw.address, "failover."+host, 30, 20, nil)
+			defer load.cancel()
+			kubectl(ctx, "scale", "deployment/red", "--namespace", namespace, "--replicas=0")
+			Eventually(func() string { return answers("failover", "/") }).WithTimeout(time.Minute).Should(HavePrefix("green-"))
+			kubectl(ctx, "scale", "deployment/red", "--namespace", namespace, "--replicas=1")
+			Eventually(func() string { return answers("failover", "/") }).WithTimeout(time.Minute).Should(HavePrefix("red-"))
+			Expect(load.stop()).To(HaveField("Failed", 0))
+		})
+
 		It("answers by itself, and gives up on a backend that takes too long", func(ctx SpecContext) {
 			route(ctx, "own",
 				v1alpha1.ServiceRouteRule{
@@ -160,6 +213,43 @@ var _ = Describe("A ServiceRoute", Label("routes"), func() {
 		})
 	})
 })
+
+const everything = `apiVersion: meshroute.io/v1alpha1
+kind: ServiceRoute
+metadata: {name: everything, namespace: %s}
+spec:
+  parentRefs: [{name: %s}]
+  hostnames: ["*.%s"]
+  rules:
+  - name: rest
+    backends: [{name: red, port: 80}]
+  - name: query
+    matches: [{queryParams: [{name: canary, value: "yes"}]}]
+    backends: [{name: blue, port: 80}]
+  - name: expression
+    matches: [{path: {type: RegularExpression, value: "/v[0-9]+/.*"}}]
+    backends: [{name: green, port: 80}]
+    mirrors: [{name: blue, port: 80, percent: 10}]
+  - name: changed
+    matches: [{path: {type: Exact, value: /changed}, method: GET}]
+    rewrite: {path: /full, hostname: inner.example.com}
+    requestHeaders: {set: [{name: X-Set, value: "1"}], remove: [X-Remove]}
+    responseHeaders: {add: [{name: X-Answer, value: changed}]}
+    timeouts: {request: 5s, backendRequest: 2s, idle: 30s}
+    loadBalancing: {type: Maglev, hash: {type: Header, header: X-User}}
+    backends: [{name: green, port: http}]
+  - name: old
+    matches: [{path: {value: /old}}]
+    redirect: {scheme: https, hostname: new.example.com, pathPrefix: /new, statusCode: 308}
+  - name: shared
+    matches: [{path: {value: /shared}}]
+    cors: {allowOrigins: ["https://*.example.com"]}
+    backends: [{name: red, port: 80}]
+  - name: sticky
+    matches: [{path: {value: /sticky}}]
+    sessionAffinity: {cookie: {name: at}}
+    backends: [{name: blue, port: 80}]
+`
 
 const hello = `apiVersion: meshroute.io/v1alpha1
 kind: ServiceRoute
