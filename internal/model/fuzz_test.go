@@ -20,7 +20,8 @@ import (
 )
 
 // Any set of objects that an API server takes is built without a panic, into
-// the same for the same objects in any order, and nothing of them is changed.
+// the same for the same objects in any order and whatever was built before, and
+// nothing of them is changed.
 // `make fuzz` looks for one that is not.
 func FuzzBuild(f *testing.F) {
 	generator, err := modeltest.New()
@@ -30,12 +31,13 @@ func FuzzBuild(f *testing.F) {
 	for seed := range byte(4) {
 		f.Add([]byte{255 - seed, seed, 7, 128})
 	}
+	var builder model.Builder
 	f.Fuzz(func(t *testing.T, bytes []byte) {
 		in, err := generator.Inputs(bytes)
 		if err != nil {
 			t.Fatal(err)
 		}
-		checkBuild(t, in)
+		checkBuild(t, in, &builder)
 	})
 }
 
@@ -47,18 +49,19 @@ func TestBuildAnything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var builder model.Builder
 	for seed := range uint64(15) {
 		in, err := generator.Random(seed)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if checkBuild(t, in); t.Failed() {
+		if checkBuild(t, in, &builder); t.Failed() {
 			t.Fatalf("seed %d", seed)
 		}
 	}
 }
 
-func checkBuild(t *testing.T, in model.Inputs) {
+func checkBuild(t *testing.T, in model.Inputs, builder *model.Builder) {
 	t.Helper()
 	untouched := deepCopy(in)
 	result := model.Build(in)
@@ -66,6 +69,11 @@ func checkBuild(t *testing.T, in model.Inputs) {
 		t.Errorf("Build changed its inputs (-before +after):\n%s", cmp.Diff(untouched, in))
 	}
 	model.CheckInvariants(t, result)
+	if again := builder.Build(in); !reflect.DeepEqual(result, again) {
+		if diff := cmp.Diff(result, again, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("what was built before makes a difference (-alone +after others):\n%s", diff)
+		}
+	}
 	shuffled := deepCopy(in)
 	model.Shuffle(rand.New(rand.NewPCG(1, 2)), &shuffled)
 	if again := model.Build(shuffled); !reflect.DeepEqual(result, again) {
@@ -108,18 +116,22 @@ func TestBadNeighbours(t *testing.T) {
 	for seed := range uint64(5) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		all := deepCopy(good)
-		for _, other := range bad {
-			other := deepCopy(other)
+		for i := range 4 * len(bad) {
+			other := deepCopy(bad[i%len(bad)])
+			again := fmt.Sprintf("-%d", i)
 			// Half of them say what no schema would have admitted, too.
 			for _, route := range other.ServiceRoutes {
-				if random.IntN(2) == 0 {
+				if route.Name += again; random.IntN(2) == 0 {
 					model.Mutate(random, &route.Spec)
 				}
 			}
 			for _, gw := range other.Gateways {
-				if random.IntN(2) == 0 {
+				if gw.Name += again; random.IntN(2) == 0 {
 					model.Mutate(random, &gw.Spec)
 				}
+			}
+			for _, config := range other.GatewayConfigs {
+				config.Name += again
 			}
 			all.ServiceRoutes = append(all.ServiceRoutes, other.ServiceRoutes...)
 			all.Gateways = append(all.Gateways, other.Gateways...)

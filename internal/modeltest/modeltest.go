@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -183,7 +184,10 @@ func (g *Generator) make(c *choices, kind, namespace, name string, into any) (bo
 	}
 	object := into.(metav1.Object)
 	object.SetUID(types.UID(kind + "-" + namespace + "-" + name))
-	object.SetGeneration(1)
+	// Objects of one name in several sets are versions of one.
+	version := c.of(1 << 30)
+	object.SetGeneration(int64(version))
+	object.SetResourceVersion(strconv.Itoa(version))
 	object.SetCreationTimestamp(metav1.NewTime(time.Date(2026, 11, 1, c.of(4), 0, 0, 0, time.UTC)))
 	return true, nil
 }
