@@ -178,7 +178,7 @@ func startEnvoy(t *testing.T, in goldenCase, changes ...func(*bootstrapv3.Bootst
 	}
 	output := &bytes.Buffer{}
 	command := exec.Command(binary, "--config-path", path, "--service-node", "test",
-		"--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning", "--file-flush-interval-msec", "50")
+		"--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning")
 	command.Stdout, command.Stderr = output, output
 	if err := command.Start(); err != nil {
 		t.Fatal(err)

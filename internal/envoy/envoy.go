@@ -43,10 +43,6 @@ func Translate(gw model.Gateway) Resources { return new(Translator).Translate(gw
 // change costs what it changes, here and in whoever compares the results. The
 // messages must not be changed. The zero Translator is ready for use.
 type Translator struct {
-	// HealthLog is the path of the file to which Envoy writes what comes of
-	// health checks, in the pod; empty: it does not.
-	HealthLog string
-
 	checked  map[string]checkedCluster
 	clusters map[model.Cluster]proto.Message
 	secrets  map[*model.Certificate]proto.Message

@@ -37,8 +37,6 @@ var update = flag.Bool("update", false, "write what the tests find to the want.y
 type goldenCase struct {
 	Gateway   model.Gateway
 	Endpoints map[string][]model.Endpoint // by cluster
-	// HealthLog is Translator's.
-	HealthLog string
 }
 
 // Every directory in testdata is a case: in.yaml is a model.Gateway and its
@@ -128,7 +126,7 @@ func durations(t testing.TB, node any) {
 }
 
 func resourcesOf(in goldenCase) Resources {
-	resources := (&Translator{HealthLog: in.HealthLog}).Translate(in.Gateway)
+	resources := Translate(in.Gateway)
 	resources[resource.EndpointType] = map[string]proto.Message{}
 	for _, cluster := range in.Gateway.Clusters {
 		if cluster.DNSName == "" {

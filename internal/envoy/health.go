@@ -5,7 +5,6 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	filesinkv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/health_check/event_sinks/file/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -45,7 +44,7 @@ func (t *Translator) Checked(name string, made proto.Message, check *model.Healt
 		return known.to
 	}
 	to := proto.CloneOf(made.(*clusterv3.Cluster))
-	to.HealthChecks = []*corev3.HealthCheck{healthCheck(check, t.HealthLog)}
+	to.HealthChecks = []*corev3.HealthCheck{healthCheck(check)}
 	if to.GetCommonLbConfig() == nil {
 		to.CommonLbConfig = &clusterv3.Cluster_CommonLbConfig{}
 	}
@@ -60,7 +59,7 @@ func (t *Translator) Checked(name string, made proto.Message, check *model.Healt
 	return to
 }
 
-func healthCheck(from *model.HealthCheck, log string) *corev3.HealthCheck {
+func healthCheck(from *model.HealthCheck) *corev3.HealthCheck {
 	to := &corev3.HealthCheck{
 		Interval:           durationpb.New(from.Interval),
 		Timeout:            durationpb.New(from.Timeout),
@@ -101,15 +100,6 @@ func healthCheck(from *model.HealthCheck, log string) *corev3.HealthCheck {
 			http.CodecClientType = typev3.CodecClientType_HTTP2
 		}
 		to.HealthChecker = &corev3.HealthCheck_HttpHealthCheck_{HttpHealthCheck: http}
-	}
-	if log != "" {
-		// Failures are told again and again, so that who reads them may have missed
-		// some, or be new.
-		to.AlwaysLogHealthCheckFailures = true
-		to.EventLogger = []*corev3.TypedExtensionConfig{{
-			Name:        "envoy.health_check.event_sink.file",
-			TypedConfig: mustAny(&filesinkv3.HealthCheckEventFileSink{EventLogPath: log}),
-		}}
 	}
 	return to
 }

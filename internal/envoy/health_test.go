@@ -1,23 +1,16 @@
 package envoy
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/data/core/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"meshroute.io/meshroute/internal/model"
 )
@@ -150,56 +143,6 @@ func TestHealthCheckThreshold(t *testing.T) {
 	eventually(t, "a gets no requests", func() bool { return answers(t, address)["a"] == 0 })
 	if failed := a.checks.Load() - before; failed < 9 { // one may have been under way
 		t.Errorf("a was set aside after %d checks, want 10", failed)
-	}
-}
-
-// What comes of checks is told in a file, line by line.
-func TestHealthLog(t *testing.T) {
-	t.Parallel()
-	a, b := newPatient(t, "a"), newPatient(t, "b")
-	a.sick.Store(true)
-	in := checkedCase(t, everyMoment(), a, b)
-	log := filepath.Join(t.TempDir(), "health.log")
-	in.HealthLog = log
-	startEnvoy(t, in)
-	sick := endpointOf(t, a.Server)
-	var told []string
-	eventually(t, "failures and recoveries are told", func() bool {
-		content, err := os.ReadFile(log)
-		if err != nil {
-			return false
-		}
-		told = nil
-		complete := content[:bytes.LastIndexByte(content, '\n')+1]
-		for lines := bufio.NewScanner(bytes.NewReader(complete)); lines.Scan(); {
-			event := &corev3.HealthCheckEvent{}
-			if err := protojson.Unmarshal(lines.Bytes(), event); err != nil {
-				t.Fatalf("%v: %s", err, lines.Text())
-			}
-			at := event.GetHost().GetSocketAddress()
-			if event.GetClusterName() != "shop/web/80" {
-				t.Errorf("cluster %q", event.GetClusterName())
-			}
-			if at.GetPortValue() != uint32(sick.Port) {
-				continue
-			}
-			switch {
-			case event.GetHealthCheckFailureEvent() != nil:
-				told = append(told, "fails")
-			case event.GetAddHealthyEvent() != nil:
-				told = append(told, "healthy")
-			default:
-				told = append(told, "other")
-			}
-		}
-		a.sick.Store(strings.Count(strings.Join(told, " "), "fails") < 5)
-		return len(told) > 0 && told[len(told)-1] == "healthy"
-	})
-	for _, one := range told[:len(told)-1] {
-		if one != "fails" {
-			t.Errorf("told %q", told)
-			break
-		}
 	}
 }
 
