@@ -1,9 +1,19 @@
 package integration_test
 
 import (
+	"net/http"
+	"sync/atomic"
+	"time"
+
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"meshroute.io/meshroute/api/v1alpha1"
+	"meshroute.io/meshroute/test/harness"
 )
 
 func healthManifest(spec string) string {
@@ -49,4 +59,80 @@ var _ = Describe("Admission of HealthPolicies", Label("api"), func() {
 		Entry("TCP", someService+", type: TCP, interval: 1h, timeout: 1m"),
 		Entry("none", someService+", type: None"),
 	)
+})
+
+var _ = Describe("Health checks", Label("health"), func() {
+	It("follow from the pods' readinessProbes, and from HealthPolicies where there are any", func(ctx SpecContext) {
+		namespace := newNamespace(ctx)
+		host := hostOf(namespace)
+		var sick atomic.Bool
+		sick.Store(true)
+		var checks atomic.Int64
+		one := backend("one", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/healthz" {
+				return
+			}
+			checks.Add(1)
+			if sick.Load() {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+		}))
+		two := backend("two", nil)
+		slice := harness.Endpoints(namespace, "app", one, two)
+		for i, name := range []string{"app-0", "app-1"} {
+			create(ctx, &corev1.Pod{
+				Namespace: namespace, Name: name, Labels: map[string]string{"app": "app"},
+				Spec: corev1.PodSpec{Containers: []corev1.Container{{
+					Name: "app", Image: "app",
+					ReadinessProbe: &corev1.Probe{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}},
+				}}},
+			})
+			slice.Endpoints[i].TargetRef = &corev1.ObjectReference{Kind: "Pod", Namespace: namespace, Name: name}
+		}
+		service := harness.Service(namespace, "app")
+		service.Spec.Selector = map[string]string{"app": "app"}
+		service.Spec.Ports[0].TargetPort = intstr.FromInt32(8080)
+		route := harness.Route(namespace, "app", host, "app", harness.Parent("default", "main"))
+		create(ctx, service, slice, route)
+		healthCheck := func() (v1alpha1.MeshRouteHealthCheck, error) {
+			status, err := meshRoute(ctx, route)()
+			if err != nil || len(status.Backends) == 0 {
+				return v1alpha1.MeshRouteHealthCheck{}, err
+			}
+			return status.Backends[0].HealthCheck, nil
+		}
+		Eventually(healthCheck).Should(SatisfyAll(
+			HaveField("Kind", "Pod"), HaveField("Name", "app-0"), HaveField("Check", HavePrefix("GET /healthz of host app."+namespace+", "))))
+		// Who fails gets no requests, and gets them again when it is well.
+		Eventually(checks.Load).Should(BeNumerically(">", 0))
+		asked := func() int64 {
+			before := one.Requests.Load() - checks.Load()
+			for range 20 {
+				Expect(status(host, "/")()).To(Equal(200))
+			}
+			return one.Requests.Load() - checks.Load() - before
+		}
+		Eventually(asked).Should(BeZero())
+		sick.Store(false)
+		Eventually(asked).WithTimeout(20 * time.Second).Should(BeNumerically(">", 0))
+
+		policy := &v1alpha1.HealthPolicy{
+			Namespace: namespace, Name: "none",
+			Spec: v1alpha1.HealthPolicySpec{
+				TargetRefs: []gatewayv1.LocalPolicyTargetReferenceWithSectionName{{
+					LocalPolicyTargetReference: gatewayv1.LocalPolicyTargetReference{Kind: "Service", Name: "app"},
+				}},
+				Type: v1alpha1.HealthCheckNone,
+			},
+		}
+		create(ctx, policy)
+		Eventually(healthCheck).Should(Equal(v1alpha1.MeshRouteHealthCheck{Kind: "HealthPolicy", Name: "none", Message: "its type is None"}))
+		Eventually(func() (string, error) {
+			var now v1alpha1.HealthPolicy
+			if err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(policy), &now); err != nil || len(now.Status.Ancestors) == 0 {
+				return "", err
+			}
+			return condition(now.Status.Ancestors[0].Conditions, v1alpha1.ConditionProgrammed), nil
+		}).Should(HavePrefix("True"))
+	})
 })
