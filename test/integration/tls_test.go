@@ -95,8 +95,10 @@ var _ = Describe("An HTTPS listener", Label("tls"), func() {
 
 		By("serving when it is created")
 		first := authority.Issue(GinkgoTB(), host)
-		secret := &corev1.Secret{Namespace: namespace, Name: "cert", Type: corev1.SecretTypeTLS,
-			Data: map[string][]byte{"tls.crt": first.Certificate, "tls.key": first.Key}}
+		secret := &corev1.Secret{
+			Namespace: namespace, Name: "cert", Type: corev1.SecretTypeTLS,
+			Data: map[string][]byte{"tls.crt": first.Certificate, "tls.key": first.Key},
+		}
 		create(ctx, secret)
 		Eventually(ask).WithContext(ctx).Should(Equal(200))
 		Eventually(listener("ResolvedRefs")).Should(HavePrefix("True"))
