@@ -47,7 +47,9 @@ type DataplaneReconciler struct {
 	Direct client.Reader
 	// Certificates are what listeners serve.
 	Certificates *Certificates
-	Clock        clock.PassiveClock
+	// IPv6 tells that pods have IPv6 addresses.
+	IPv6  bool
+	Clock clock.PassiveClock
 
 	cache cache.Cache
 	// first is when the first build was sent, built that agents are served.
@@ -177,6 +179,7 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	in.IPv6 = r.IPv6
 	if in.Now = r.Clock.Now(); !r.readCertificates(&in) || r.behind(ctx, in) {
 		return ctrl.Result{RequeueAfter: catchUp}, nil
 	}

@@ -165,6 +165,7 @@ func (r *GatewayReconciler) applyObjects(ctx context.Context, gw model.Gateway) 
 		PagesSocket: workload.PagesSocket,
 		AdminSocket: workload.AdminSocket,
 		ProbePort:   model.ProbePort,
+		IPv6:        gw.IPv6,
 	})
 	if err != nil {
 		return 0, nil, fmt.Errorf("bootstrap of Gateway %s: %w", gw.Key, err)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -63,6 +64,7 @@ type operatorOptions struct {
 	leaderElection bool
 	podName        string
 	podIP          string
+	podIPs         []string
 	envoyImage     string
 	agentImage     string
 }
@@ -86,6 +88,7 @@ func operatorCommand() *cobra.Command {
 	flags.BoolVar(&options.leaderElection, "leader-elect", false, "let one replica of several write to the API")
 	flags.StringVar(&options.podName, "pod-name", os.Getenv("POD_NAME"), "name of this replica, with --leader-elect")
 	flags.StringVar(&options.podIP, "pod-ip", os.Getenv("POD_IP"), "address of this replica, at which agents report to it while it leads, with --leader-elect")
+	flags.StringSliceVar(&options.podIPs, "pod-ips", strings.Split(os.Getenv("POD_IPS"), ","), "all addresses of this replica: with an IPv6 address among them, gateways listen on IPv6, too, for their pods have such addresses as well")
 	flags.StringVar(&options.envoyImage, "envoy-image", "envoyproxy/envoy:distroless-v1.40.0", "image of gateways' Envoy")
 	flags.StringVar(&options.agentImage, "agent-image", "meshroute:latest", "image of gateways' agent, usually the operator's own")
 	return command
@@ -186,6 +189,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 			return (&controllers.DataplaneReconciler{
 				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Built: built, Clock: clock.RealClock{},
 				Certificates: controllers.NewCertificates(secrets),
+				IPv6:         slices.ContainsFunc(options.podIPs, isIPv6),
 				Changed:      func() { ring(toPolicies); ring(toProbes); statusChanged(); gatewaysChanged() },
 			}).SetupWithManager(ctx, mgr)
 		},
@@ -387,4 +391,9 @@ func whenBuilt(ctx context.Context, built <-chan struct{}, address string, serve
 		return fmt.Errorf("serve agents: %w", err)
 	}
 	return serve(listener)
+}
+
+func isIPv6(text string) bool {
+	address, err := netip.ParseAddr(text)
+	return err == nil && address.Unmap().Is6()
 }

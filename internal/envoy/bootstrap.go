@@ -34,6 +34,8 @@ type BootstrapOptions struct {
 	XDSSocket, PagesSocket, AdminSocket string
 	// ProbePort is where Envoy answers Kubernetes' probes; 0: nowhere.
 	ProbePort int32
+	// IPv6 tells that it does so on IPv6 addresses, too.
+	IPv6 bool
 }
 
 // Bootstrap is the configuration that an Envoy starts from, as JSON. Everything
@@ -81,7 +83,11 @@ func Bootstrap(options BootstrapOptions) ([]byte, error) {
 		}}},
 	}}}
 	if options.ProbePort != 0 {
-		bootstrap.StaticResources.Listeners = []*listenerv3.Listener{probeListener(options.ProbePort)}
+		probes := probeListener(options.ProbePort)
+		bootstrap.StaticResources.Listeners = []*listenerv3.Listener{probes}
+		if options.IPv6 {
+			bootstrap.StaticResources.Listeners = append(bootstrap.StaticResources.Listeners, alsoIPv6(probes))
+		}
 	}
 	return encode(bootstrap)
 }

@@ -57,6 +57,7 @@ type translatedPort struct {
 	https        bool
 	tls          []model.TLSListener
 	listener     *listenerv3.Listener // nil: nothing is served
+	ipv6         *listenerv3.Listener // nil: nobody asked for it
 	scopes       scopes
 }
 
@@ -74,6 +75,9 @@ func (t *Translator) Translate(gw model.Gateway) Resources {
 		ports[name] = t.ports[name].translate(name, port)
 		if listener := ports[name].listener; listener != nil {
 			resources[resource.ListenerType][name] = listener
+			if gw.IPv6 {
+				resources[resource.ListenerType][ipv6Name(name)] = onIPv6(ports[name])
+			}
 		}
 		ports[name].scopes.list(resources[resource.ScopedRouteType])
 	}
@@ -108,6 +112,15 @@ func (t *Translator) Translate(gw model.Gateway) Resources {
 	return resources
 }
 
+// onIPv6 is the same listener for IPv6 alone. It is one of its own, so that the
+// other stays as it is: Envoy drops connections when a listener's address changes.
+func onIPv6(port *translatedPort) *listenerv3.Listener {
+	if port.ipv6 == nil {
+		port.ipv6 = alsoIPv6(port.listener)
+	}
+	return port.ipv6
+}
+
 // translate takes over from before, which may be nil, what has not changed.
 func (before *translatedPort) translate(name string, port model.Port) *translatedPort {
 	if before == nil || before.number != port.Number || before.bind != port.Bind {
@@ -117,10 +130,14 @@ func (before *translatedPort) translate(name string, port model.Port) *translate
 	if before.https != port.HTTPS || !slices.EqualFunc(before.tls, port.TLS, model.TLSListener.Equal) {
 		made = listener(name, port)
 	}
-	return &translatedPort{
+	after := &translatedPort{
 		number: port.Number, bind: port.Bind, https: port.HTTPS, tls: port.TLS, listener: made,
 		scopes: before.scopes.translate(name, port.VirtualHosts),
 	}
+	if made == before.listener {
+		after.ipv6 = before.ipv6
+	}
+	return after
 }
 
 // mustAny packs a message that this package built: it always can be packed.

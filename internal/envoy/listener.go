@@ -16,6 +16,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/wellknown"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -91,6 +92,16 @@ func listener(name string, port model.Port) *listenerv3.Listener {
 	if port.HTTPS {
 		return terminate(made, manager, port.TLS)
 	}
+	return made
+}
+
+func ipv6Name(listener string) string { return listener + "-ipv6" }
+
+// alsoIPv6 is a listener beside another one, on the same port for IPv6 alone.
+func alsoIPv6(other *listenerv3.Listener) *listenerv3.Listener {
+	made := proto.CloneOf(other)
+	made.Name = ipv6Name(other.GetName())
+	made.GetAddress().GetSocketAddress().Address = "::" // Envoy leaves IPv4 alone there
 	return made
 }
 

@@ -35,9 +35,13 @@ func TestZones(t *testing.T) {
 		"down": {in("a", dead(t)), endpoints[1], endpoints[2]},
 	}
 	gateway.Gateway.Clusters = []model.Cluster{
-		{Name: "least", PreferZone: true}, {Name: "robin", PreferZone: true, LoadBalancing: model.RoundRobin},
-		{Name: "random", PreferZone: true, LoadBalancing: model.Random}, {Name: "plain"},
-		{Name: "down", PreferZone: true}, {Name: "preferred", PreferZone: true, BackedUp: true}, {Name: "empty"},
+		{Name: "least", PreferZone: true},
+		{Name: "robin", PreferZone: true, LoadBalancing: model.RoundRobin},
+		{Name: "random", PreferZone: true, LoadBalancing: model.Random},
+		{Name: "plain"},
+		{Name: "down", PreferZone: true},
+		{Name: "preferred", PreferZone: true, BackedUp: true},
+		{Name: "empty"},
 	}
 	gateway.Gateway.Failovers = []model.Failover{{Name: "failover", Members: []string{"preferred", "empty"}}}
 	everywhere := []string{"200 a1", "200 b1", "200 b2"}

@@ -73,7 +73,7 @@ type port struct {
 
 func newFrame(in Inputs) *frame {
 	b := &frame{
-		in:         Inputs{GatewayClasses: in.GatewayClasses, Gateways: in.Gateways, GatewayConfigs: in.GatewayConfigs, GatewayAPI: in.GatewayAPI, OneHost: in.OneHost},
+		in:         Inputs{GatewayClasses: in.GatewayClasses, Gateways: in.Gateways, GatewayConfigs: in.GatewayConfigs, GatewayAPI: in.GatewayAPI, OneHost: in.OneHost, IPv6: in.IPv6},
 		classes:    make(map[string]*gatewayv1.GatewayClass, len(in.GatewayClasses)),
 		allGateway: make(map[Key]*gatewayv1.Gateway, len(in.Gateways)),
 		configs:    make(map[Key]*v1alpha1.GatewayConfig, len(in.GatewayConfigs)),
@@ -146,7 +146,7 @@ func (b *frame) gateways() {
 		}
 		gw := &gateway{
 			source: source,
-			model:  Gateway{Key: key, Class: class.Name, UID: string(source.UID)},
+			model:  Gateway{Key: key, Class: class.Name, UID: string(source.UID), IPv6: b.in.IPv6},
 			status: GatewayStatus{Key: key, Generation: source.Generation},
 			ports:  map[int32]*port{},
 		}

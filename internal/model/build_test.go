@@ -108,10 +108,11 @@ func readScenario(t testing.TB, path string) scenario {
 				metav1.TypeMeta `json:",inline"`
 
 				OneHost bool      `json:"oneHost"`
+				IPv6    bool      `json:"ipv6"`
 				Now     time.Time `json:"now"`
 			}
 			decode(t, document, &options)
-			in.OneHost, in.Now = options.OneHost, options.Now
+			in.OneHost, in.IPv6, in.Now = options.OneHost, options.IPv6, options.Now
 		case "Certificate":
 			var read struct {
 				metav1.TypeMeta `json:",inline"`

@@ -197,7 +197,7 @@ func (b *Builder) update(in Inputs) bool {
 	b.grants.update(b.count, grantsByNamespace(in.ReferenceGrants), func(a, b []*gatewayv1.ReferenceGrant) bool {
 		return slices.EqualFunc(a, b, sameSpec)
 	})
-	if b.frame != nil && !changed && b.frame.in.GatewayAPI == in.GatewayAPI && b.frame.in.OneHost == in.OneHost {
+	if b.frame != nil && !changed && b.frame.in.GatewayAPI == in.GatewayAPI && b.frame.in.OneHost == in.OneHost && b.frame.in.IPv6 == in.IPv6 {
 		return false
 	}
 	b.frame = newFrame(in)

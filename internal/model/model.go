@@ -73,6 +73,9 @@ type Inputs struct {
 	// do in standalone mode: listener ports are bound as they are, and two
 	// gateways cannot have the same one.
 	OneHost bool
+
+	// IPv6 tells that pods have IPv6 addresses: gateways are reached by these, too.
+	IPv6 bool
 }
 
 // Key names a namespaced object.
@@ -104,6 +107,8 @@ type Gateway struct {
 	Class string
 	// UID of the Gateway object, for owner references.
 	UID string
+	// IPv6 tells that it listens on IPv6 addresses, too.
+	IPv6 bool
 	// Ports it listens on, sorted by number.
 	Ports []Port
 	// Clusters that its routes send requests to, sorted by name.

@@ -32,6 +32,9 @@ func Service(gw model.Gateway) *corev1ac.ServiceApplyConfiguration {
 		}
 		spec.WithPorts(servicePort)
 	}
+	if gw.IPv6 {
+		spec.WithIPFamilyPolicy(corev1.IPFamilyPolicyPreferDualStack)
+	}
 	return corev1ac.Service(nameOf(gw), gw.Namespace).
 		WithLabels(labels(gw)).
 		WithAnnotations(gw.Infrastructure.Annotations).
