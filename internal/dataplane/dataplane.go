@@ -605,57 +605,70 @@ func (d *Dataplane) Result() model.Result {
 // that run each gateway. Where it counts pods that have gone, recheck
 // is when they no longer count, if they do not come back; otherwise 0.
 func (d *Dataplane) Observe(now time.Time, workloads map[model.Key]model.Workload) (observed model.Observed, recheck time.Duration) {
+	result, o, recheck := d.observations(now)
+	o.Workloads = workloads
+	// Thousands of statuses take a while: no change of a route waits for them.
+	return model.Observe(result, o), recheck
+}
+
+// seenGateway is how far a gateway is, at some moment.
+type seenGateway struct {
+	pods     []xds.PodAck
+	since    uint64
+	routes   map[model.Key]routeSince
+	policies map[model.Key]policySince
+	waiting  map[model.Key]string
+	health   map[string]model.Health
+}
+
+// observations are what is known now of the result that was built last. Nothing of
+// it changes later.
+func (d *Dataplane) observations(now time.Time) (result model.Result, o model.Observations, recheck time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	acks := make(map[model.Key][]xds.PodAck, len(d.gateways))
-	waiting := make(map[model.Key]map[model.Key]string, len(d.gateways))
+	gateways := make(map[model.Key]seenGateway, len(d.gateways))
 	for key, gw := range d.gateways {
-		waiting[key] = d.waiting(gw)
 		pods, away := gw.pods(d.server.Acks(xds.Gateway(key)).Pods, now)
-		acks[key] = pods
 		if away {
 			recheck = absence
 		}
+		gateways[key] = seenGateway{
+			pods: pods, since: gw.since, routes: maps.Clone(gw.routes), policies: maps.Clone(gw.policies), waiting: d.waiting(gw),
+			health: gw.told.Health,
+		}
 	}
-	endpoints := make(map[string]model.EndpointSet, len(d.endpoints))
+	o.Endpoints = make(map[string]model.EndpointSet, len(d.endpoints))
+	derived := make(map[string]model.Health, len(d.endpoints))
 	for name, known := range d.endpoints {
-		endpoints[name] = known.set
+		o.Endpoints[name] = known.set
+		derived[name] = d.derive(known.cluster)
 	}
-	observed = model.Observe(d.result, model.Observations{
-		Endpoints: endpoints,
-		Workloads: workloads,
-		GatewayProgress: func(key model.Key) model.Progress {
-			if gw := d.gateways[key]; gw != nil {
-				return progress(acks[key], gw.since)
-			}
-			return model.Progress{}
-		},
-		RouteProgress: func(key, route model.Key) model.Progress {
-			if gw := d.gateways[key]; gw != nil {
-				progress := progress(acks[key], gw.routes[route].sequence)
-				if progress.Waiting = waiting[key][route]; progress.Waiting != "" {
-					progress.Acknowledged = 0
-				}
-				return progress
-			}
-			return model.Progress{}
-		},
-		Health: func(key model.Key, cluster model.Cluster) model.Health {
-			if gw := d.gateways[key]; gw != nil {
-				if health, is := gw.told.Health[cluster.Name]; is {
-					return health
-				}
-			}
-			return d.derive(cluster)
-		},
-		PolicyProgress: func(key, policy model.Key) model.Progress {
-			if gw := d.gateways[key]; gw != nil {
-				return progress(acks[key], gw.policies[policy].sequence)
-			}
-			return model.Progress{}
-		},
-	})
-	return observed, recheck
+	o.GatewayProgress = func(key model.Key) model.Progress {
+		gw := gateways[key]
+		return progress(gw.pods, gw.since)
+	}
+	o.RouteProgress = func(key, route model.Key) model.Progress {
+		gw := gateways[key]
+		progress := progress(gw.pods, gw.routes[route].sequence)
+		if progress.Waiting = gw.waiting[route]; progress.Waiting != "" {
+			progress.Acknowledged = 0
+		}
+		return progress
+	}
+	o.Health = func(key model.Key, cluster model.Cluster) model.Health {
+		if health, is := gateways[key].health[cluster.Name]; is {
+			return health
+		}
+		if cluster.DNSName != "" {
+			return behindHostName
+		}
+		return derived[cluster.Name]
+	}
+	o.PolicyProgress = func(key, policy model.Key) model.Progress {
+		gw := gateways[key]
+		return progress(gw.pods, gw.policies[policy].sequence)
+	}
+	return d.result, o, recheck
 }
 
 // progress counts the pods that have acknowledged a sequence.

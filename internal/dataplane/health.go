@@ -130,13 +130,16 @@ func (d *Dataplane) health(gw *gateway) map[string]model.Health {
 	return health
 }
 
+// behindHostName is the check of a cluster with a host name: none.
+var behindHostName = model.Health{Why: "what is behind a host name is for others to check"}
+
 // derive is the check that follows from a Service's pods for a cluster; zero where
 // that is not known yet.
 func (d *Dataplane) derive(cluster model.Cluster) model.Health {
 	endpoints := d.endpoints[cluster.Name]
 	switch {
 	case cluster.DNSName != "":
-		return model.Health{Why: "what is behind a host name is for others to check"}
+		return behindHostName
 	case endpoints == nil:
 		return model.Health{}
 	}
