@@ -194,6 +194,9 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 	if failed != nil {
 		return ctrl.Result{}, failed
 	}
+	took := r.Clock.Since(in.Now)
+	buildSeconds.Observe(took.Seconds())
+	ctrl.LoggerFrom(ctx).V(1).Info("Built", "routes", len(in.ServiceRoutes), "took", took.String())
 	r.Changed()
 	again := r.start()
 	if next := model.NextChange(in.Certificates, in.Now); again == 0 && !next.IsZero() {

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap/zapcore"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 )
@@ -16,9 +17,12 @@ import (
 var version = "dev"
 
 func main() {
-	ctrl.SetLogger(zap.New())
 	root := operatorCommand()
 	root.AddCommand(standaloneCommand())
+	verbosity := root.PersistentFlags().Uint8("v", 0, "how much is logged: 1 adds each build and how long it took")
+	root.PersistentPreRun = func(*cobra.Command, []string) {
+		ctrl.SetLogger(zap.New(zap.Level(zapcore.Level(-int8(min(*verbosity, 100))))))
+	}
 	if err := root.ExecuteContext(ctrl.SetupSignalHandler()); err != nil {
 		fmt.Fprintln(os.Stderr, "manager:", err)
 		os.Exit(1)

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
@@ -45,6 +46,7 @@ import (
 	"meshroute.io/meshroute/controllers"
 	"meshroute.io/meshroute/internal/dataplane"
 	"meshroute.io/meshroute/internal/identity"
+	"meshroute.io/meshroute/internal/model"
 	"meshroute.io/meshroute/internal/report"
 	"meshroute.io/meshroute/internal/workload"
 	"meshroute.io/meshroute/internal/xds"
@@ -165,7 +167,14 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	}
 
 	server := xds.NewServer(peer, ctrl.Log.WithName("xds"))
-	server.OnAcks = func(xds.Gateway) { statusChanged() }
+	acked := make(chan xds.Gateway, 64) // for metrics: one that is lost is caught up with by the next
+	server.OnAcks = func(gateway xds.Gateway) {
+		statusChanged()
+		select {
+		case acked <- gateway:
+		default:
+		}
+	}
 	plane := dataplane.New(server, &dataplane.PolicyNames{
 		Gateway: workload.PolicyKey, Egress: workload.EgressKey, Isolation: workload.IsolationKey, Pods: workload.Pods,
 	})
@@ -227,6 +236,18 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 			}).SetupWithManager(mgr)
 		},
 		func() error { return mgr.Add(authority) },
+		func() error {
+			return errors.Join(controllers.RegisterMetrics(plane), mgr.Add(everyReplica(func(ctx context.Context) error {
+				for {
+					select {
+					case gateway := <-acked:
+						controllers.ObserveAcknowledged(plane, model.Key(gateway), time.Now())
+					case <-ctx.Done():
+						return nil
+					}
+				}
+			})))
+		},
 		func() error {
 			return mgr.Add(everyReplica(func(ctx context.Context) error {
 				return whenBuilt(ctx, built, options.xdsBind, func(listener net.Listener) error {

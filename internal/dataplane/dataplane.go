@@ -86,7 +86,8 @@ type gateway struct {
 	// moved: how it gets to its clusters is not what the server was told.
 	moved    bool
 	since    uint64
-	latest   uint64 // sequence, endpoints included
+	latest   uint64       // sequence, endpoints included
+	sent     []sentChange // that not all pods are known to have
 	routes   map[model.Key]routeSince
 	policies map[model.Key]policySince
 	// declared are the checks that HealthPolicies declare of what it was told.
@@ -201,7 +202,7 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 			// An earlier version of a route may lead elsewhere.
 			d.follow(known, known.model, known.told, false, slicesOf)
 		}
-		d.send(c, result.HealthPolicies)
+		d.send(c, result.HealthPolicies, in.Now)
 	}
 	d.built = true
 	d.result = result
@@ -220,7 +221,7 @@ type change struct {
 }
 
 // send tells a gateway's pods what is new.
-func (d *Dataplane) send(c *change, policies []model.PolicyStatus) {
+func (d *Dataplane) send(c *change, policies []model.PolicyStatus, noticed time.Time) {
 	known := c.gateway
 	d.leave(known, c.was.Clusters)
 	d.leave(known, c.had.Clusters)
@@ -239,6 +240,11 @@ func (d *Dataplane) send(c *change, policies []model.PolicyStatus) {
 	known.moved = false
 	change := d.server.Set(xds.Gateway(known.model.Key), resources)
 	known.since, known.latest, known.current = change.Sequence, change.Sequence, true
+	// Of a manager that does not lead nobody asks how long it took.
+	reports := len(d.server.Acks(xds.Gateway(known.model.Key)).Pods) > 0
+	if change.Changed && reports && !noticed.IsZero() && len(known.sent) < mostUnacknowledged {
+		known.sent = append(known.sent, sentChange{change.Sequence, noticed})
+	}
 	known.note(c.news, c.waited, change.Sequence)
 	known.notePolicies(known.model.Key, policies, change.Sequence)
 }
