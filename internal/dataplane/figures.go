@@ -3,8 +3,6 @@ package dataplane
 import (
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/model"
 	"meshroute.io/meshroute/internal/xds"
@@ -72,10 +70,10 @@ func judged(route *model.RouteStatus) string {
 		}
 		for _, condition := range parent.Conditions {
 			switch {
-			case condition.Type == v1alpha1.ConditionAccepted && condition.Status == metav1.ConditionFalse:
+			case condition.Type == v1alpha1.ConditionAccepted && condition.Status == "False":
 				return v1alpha1.ConditionAccepted
 			case condition.Type == v1alpha1.ConditionPartiallyInvalid,
-				condition.Type == v1alpha1.ConditionResolvedRefs && condition.Status == metav1.ConditionFalse:
+				condition.Type == v1alpha1.ConditionResolvedRefs && condition.Status == "False":
 				worst = condition.Type
 			}
 		}
