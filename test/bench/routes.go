@@ -74,13 +74,17 @@ func (l latencies) String() string {
 // addRoute measures from the request that creates a route to its first 200: to a
 // Service that the gateway sends requests to already.
 func addRoute(ctx context.Context, b *bench) error {
-	return b.firsts(ctx, b.samples, "create a route to a Service in use → first 200", b.toServiceInUse)
+	if err := b.firsts(ctx, b.samples, "create a route to a Service in use → first 200", b.toServiceInUse); err != nil {
+		return err
+	}
+	return b.allReady(ctx)
 }
 
 // addRouteChurn measures the same while others change their routes.
 func addRouteChurn(ctx context.Context, b *bench) error {
 	const perSecond = 20
 	churn := b.startChurn(perSecond, func(i int) string { return routeName((i * 7) % b.routes) })
+	// Not all are ready at once while they change: that is waited for below.
 	err := b.firsts(ctx, b.samples, fmt.Sprintf("… while %d other routes change each second", perSecond), b.toServiceInUse)
 	changes, churnErr := churn.stop()
 	if err := errors.Join(err, churnErr); err != nil {
@@ -97,10 +101,14 @@ func (b *bench) toServiceInUse(context.Context) (*v1alpha1.ServiceRoute, error) 
 // addBackend measures the same to a Service that is new to the gateway: a network
 // policy is written, and settles, before the route goes out.
 func addBackend(ctx context.Context, b *bench) error {
-	return b.firsts(ctx, max(1, b.samples/4), "create a route to a new backend → first 200", func(ctx context.Context) (*v1alpha1.ServiceRoute, error) {
+	err := b.firsts(ctx, max(1, b.samples/4), "create a route to a new backend → first 200", func(ctx context.Context) (*v1alpha1.ServiceRoute, error) {
 		name := b.fresh("backend")
 		return route(name, name), b.service(ctx, name)
 	})
+	if err != nil {
+		return err
+	}
+	return b.allReady(ctx)
 }
 
 func (b *bench) firsts(ctx context.Context, samples int, what string, prepare func(context.Context) (*v1alpha1.ServiceRoute, error)) error {
@@ -138,7 +146,7 @@ func (b *bench) firsts(ctx context.Context, samples int, what string, prepare fu
 			return err
 		}
 	}
-	return b.allReady(ctx)
+	return nil
 }
 
 // churn changes routes at a constant rate.
