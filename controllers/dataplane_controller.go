@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -147,12 +148,13 @@ func (r *DataplaneReconciler) serviceBehind(ctx context.Context, key model.Key, 
 }
 
 // dataplaneRequest asks for the endpoints of one Service; for everything, if a
-// route refers to Service; for what waits for a network policy; or for
-// everything, where it names nothing.
+// route refers to Service; for what waits for a network policy; for everything, if
+// it is news that a route is refused; or for everything, where it names nothing.
 type dataplaneRequest struct {
 	Service   model.Key
 	Endpoints bool
 	Policy    model.Key
+	Refused   model.Key
 }
 
 // Reconcile builds everything, or updates the endpoints of one Service.
@@ -165,13 +167,18 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 			return ctrl.Result{}, err
 		}
 	}
+	if request.Refused != (model.Key{}) {
+		if news, err := r.refusal(ctx, request.Refused); !news || err != nil {
+			return ctrl.Result{}, err
+		}
+	}
 	// Looked at here rather than when the Service changed, so that a build that
 	// was at work at that moment is taken into account.
 	if request.Service != (model.Key{}) && !r.Dataplane.Refers(request.Service) {
 		return ctrl.Result{}, nil
 	}
 	if r.first.IsZero() {
-		if err := r.policies(ctx); err != nil {
+		if err := errors.Join(r.policies(ctx), r.refusals(ctx)); err != nil {
 			return ctrl.Result{}, err
 		}
 	}
@@ -278,6 +285,41 @@ func (r *DataplaneReconciler) policy(ctx context.Context, key model.Key) (build 
 	return r.Dataplane.Waiting(), nil
 }
 
+// refusals reads what is written down of refused routes: what is known to be
+// refused is not told to gateways at the start, either.
+func (r *DataplaneReconciler) refusals(ctx context.Context) error {
+	var list appsv1.ControllerRevisionList
+	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("read ControllerRevisions: %w", err)
+	}
+	for i := range list.Items {
+		if route, is := refusedRoute(&list.Items[i]); is {
+			r.setRefusal(ctx, route, &list.Items[i])
+		}
+	}
+	return nil
+}
+
+// refusal takes note of what is written down of a route, and tells whether that
+// is news.
+func (r *DataplaneReconciler) refusal(ctx context.Context, route model.Key) (news bool, err error) {
+	var object appsv1.ControllerRevision
+	err = r.Client.Get(ctx, client.ObjectKey{Namespace: route.Namespace, Name: refusalName(route)}, &object, client.UnsafeDisableDeepCopy)
+	if client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("read ControllerRevision %s/%s: %w", route.Namespace, refusalName(route), err)
+	}
+	return r.setRefusal(ctx, route, &object), nil
+}
+
+func (r *DataplaneReconciler) setRefusal(ctx context.Context, route model.Key, object *appsv1.ControllerRevision) bool {
+	refusal, err := readRefusal(object)
+	if err != nil {
+		// As good as none: the pods hold back what Envoy refuses.
+		ctrl.LoggerFrom(ctx).Error(err, "A ControllerRevision is not as this operator wrote it, and is not used", "route", route.String())
+	}
+	return r.Dataplane.SetRefusal(route, refusal)
+}
+
 func (r *DataplaneReconciler) endpoints(ctx context.Context, service model.Key) error {
 	found, err := endpointSlices(ctx, r.Client, service)
 	if err != nil {
@@ -372,6 +414,12 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 	policy := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
 		return []dataplaneRequest{{Policy: keyOf(object)}}
 	})
+	refused := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
+		if route, is := refusedRoute(object); is {
+			return []dataplaneRequest{{Refused: route}}
+		}
+		return nil
+	})
 	// Statuses are written by this operator: they are no news to it.
 	spec := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))
 	return builder.TypedControllerManagedBy[dataplaneRequest](mgr).
@@ -388,6 +436,7 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 		Watches(&discoveryv1.EndpointSlice{}, endpoints).
 		Watches(&networkingv1.NetworkPolicy{}, policy).
 		WatchesRawSource(r.Certificates).
+		Watches(&appsv1.ControllerRevision{}, refused).
 		WatchesRawSource(startSource{}).
 		WithOptions(controller.TypedOptions[dataplaneRequest]{
 			// One at a time: what is built must not be overtaken by what was

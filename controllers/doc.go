@@ -5,6 +5,7 @@
 //	probes_controller.go         every replica: readinessProbes of pods ─► dataplane ─► agents
 //	gateway_controller.go        the leader: Gateways ─► Deployments, Services, …
 //	networkpolicy_controller.go  the leader: routes ─► NetworkPolicies of backends
+//	refusal_controller.go        the leader: what Envoy refuses ─► ControllerRevisions
 //	status_controller.go         the leader: what was judged and observed ─► statuses, MeshRoutes
 //	certificates.go              every replica: the Secrets that Gateways refer to
 //	authority.go                 every replica: the CA's Secret, and agents' tokens
@@ -34,6 +35,7 @@ package controllers
 // +kubebuilder:rbac:groups="",resources=pods,verbs=list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=list;watch
 // +kubebuilder:rbac:groups=apps,resources=deployments,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups=apps,resources=controllerrevisions,verbs=list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=autoscaling,resources=horizontalpodautoscalers,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch;delete
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=networkpolicies,verbs=get;list;watch;create;patch;delete

@@ -131,6 +131,7 @@ const (
 	// ReasonListenerNotServed: no listener that the route is attached to has a
 	// certificate that can be served.
 	ReasonListenerNotServed = "ListenerNotServed"
-	// ReasonRefused: Envoy refused the configuration; the previous one serves on.
+	// ReasonRefused: Envoy refused the configuration, or a route; the previous one
+	// serves on, if there was any.
 	ReasonRefused = "RefusedByEnvoy"
 )

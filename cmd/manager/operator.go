@@ -136,6 +136,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	}
 	toStatus, toGateways, toPolicies := make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1), make(chan event.GenericEvent, 1)
 	toProbes := make(chan event.GenericEvent, 1)
+	toRefusals := make(chan event.GenericEvent, 1)
 	statusChanged, gatewaysChanged := func() { ring(toStatus) }, func() { ring(toGateways) }
 	direct, err := client.New(config, client.Options{Scheme: scheme})
 	if err != nil {
@@ -169,6 +170,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	server := xds.NewServer(peer, ctrl.Log.WithName("xds"))
 	acked := make(chan xds.Gateway, 64) // for metrics: one that is lost is caught up with by the next
 	server.OnAcks = func(gateway xds.Gateway) {
+		ring(toRefusals)
 		statusChanged()
 		select {
 		case acked <- gateway:
@@ -178,6 +180,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 	plane := dataplane.New(server, &dataplane.PolicyNames{
 		Gateway: workload.PolicyKey, Egress: workload.EgressKey, Isolation: workload.IsolationKey, Pods: workload.Pods,
 	})
+	plane.Version = version + ", " + options.envoyImage
 
 	built := make(chan struct{})
 	gateways := &controllers.GatewayReconciler{
@@ -199,7 +202,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Built: built, Clock: clock.RealClock{},
 				Certificates: controllers.NewCertificates(secrets),
 				IPv6:         slices.ContainsFunc(options.podIPs, isIPv6),
-				Changed:      func() { ring(toPolicies); ring(toProbes); statusChanged(); gatewaysChanged() },
+				Changed:      func() { ring(toPolicies); ring(toProbes); ring(toRefusals); statusChanged(); gatewaysChanged() },
 			}).SetupWithManager(ctx, mgr)
 		},
 		func() error {
@@ -228,6 +231,11 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 			return (&controllers.NetworkPolicyReconciler{
 				Client: mgr.GetClient(), Direct: direct, Dataplane: plane, Changed: toPolicies, RefusalChanged: statusChanged,
 				Clock: clock.RealClock{},
+			}).SetupWithManager(mgr)
+		},
+		func() error {
+			return (&controllers.RefusalReconciler{
+				Client: mgr.GetClient(), Dataplane: plane, Changed: toRefusals, Clock: clock.RealClock{},
 			}).SetupWithManager(mgr)
 		},
 		func() error {
@@ -352,6 +360,7 @@ func cacheOptions(namespaces []string) cache.Options {
 			&corev1.ConfigMap{}:                      made,
 			&corev1.ServiceAccount{}:                 made,
 			&appsv1.Deployment{}:                     made,
+			&appsv1.ControllerRevision{}:             made,
 			&autoscalingv2.HorizontalPodAutoscaler{}: made,
 			&corev1.Pod{}:                            made,
 			&policyv1.PodDisruptionBudget{}:          made,

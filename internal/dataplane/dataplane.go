@@ -32,15 +32,25 @@ import (
 // Dataplane is what all gateways were last told. Its methods may be called from
 // several goroutines.
 type Dataplane struct {
+	// Version tells the version of this operator and of the gateways' Envoy. Set it
+	// before the first Configure.
+	Version string
+
 	server *xds.Server
+	// acks is what a gateway's pods have acknowledged.
+	acks func(gateway model.Key) []xds.PodAck
 
 	// building is held while something is built, mu while it is put in force:
 	// endpoints and statuses need not wait for the first.
 	building sync.Mutex
 	builder  model.Builder
 
-	mu       sync.Mutex
-	result   model.Result
+	mu     sync.Mutex
+	result model.Result
+	// routes are what gateways are to have, held those of the result of which that
+	// is another version, or nothing, because Envoy refuses what users want.
+	routes, held []*model.RouteStatus
+
 	gateways map[model.Key]*gateway
 	// endpoints by cluster, with the resource made of them. Clusters of the
 	// same name are the same in every gateway.
@@ -62,6 +72,8 @@ type Dataplane struct {
 	lingering map[ruleOf]lingering
 	// refusals are why the API server does not take some of them.
 	refusals map[model.Key]string
+	// refused is what is written down of routes that Envoy refuses.
+	refused map[model.Key]*Refusal
 	// built: the first build was sent.
 	built bool
 }
@@ -96,6 +108,13 @@ type gateway struct {
 	// are those of which there is a newer one that waits for a network policy.
 	released map[model.Key]*v1alpha1.ServiceRoute
 	held     map[model.Key]bool
+	// former are the versions that are known to be good of routes of which it was
+	// told another since, as long as not every pod has taken that.
+	former map[model.Key]*v1alpha1.ServiceRoute
+	// heard is the newest sequence that any pod had, everywhere the newest that
+	// all have; holding are the routes that any refuses as they were told.
+	heard, everywhere uint64
+	holding           map[model.Key]bool
 
 	translator envoy.Translator
 	// seen are the pods that are, or were not long ago, connected.
@@ -149,6 +168,7 @@ type routeSince struct {
 func New(server *xds.Server, names *PolicyNames) *Dataplane {
 	return &Dataplane{
 		server:    server,
+		acks:      func(gateway model.Key) []xds.PodAck { return server.Acks(xds.Gateway(gateway)).Pods },
 		gateways:  map[model.Key]*gateway{},
 		endpoints: map[string]*clusterEndpoints{},
 		uses:      map[model.Key][]model.Cluster{},
@@ -158,6 +178,7 @@ func New(server *xds.Server, names *PolicyNames) *Dataplane {
 		policies:  map[model.Key]observedPolicy{},
 		refusals:  map[model.Key]string{},
 		referred:  map[model.Key]int{},
+		refused:   map[model.Key]*Refusal{},
 	}
 }
 
@@ -168,17 +189,20 @@ func New(server *xds.Server, names *PolicyNames) *Dataplane {
 func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
 	d.building.Lock()
 	defer d.building.Unlock()
-	result := d.builder.Build(in)
+	in, result, held := d.build(in)
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.forget(in, result.Foreign)
-	news := newsOf(d.result.Routes, result.Routes)
+	news := newsOf(d.routes, result.Routes)
 	changes := make([]*change, 0, len(result.Gateways))
 	for _, gw := range result.Gateways {
 		known := d.gateways[gw.Key]
 		if known == nil {
-			known = &gateway{seen: map[string]seenPod{}, reach: map[string]*reach{}, blocked: map[string]*reach{}}
+			known = &gateway{
+				seen: map[string]seenPod{}, reach: map[string]*reach{}, blocked: map[string]*reach{},
+				former: map[model.Key]*v1alpha1.ServiceRoute{},
+			}
 			d.gateways[gw.Key] = known
 		}
 		c := &change{gateway: known, was: known.model, had: known.told, waited: known.held, news: news}
@@ -190,7 +214,8 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 			known.peer = d.names.Pods(gw)
 		}
 		d.follow(known, c.had, gw, true, slicesOf)
-		known.hold(&d.builder, c.news, result.Routes, !d.built)
+		known.hear(known.lately(d.acks(gw.Key)))
+		known.hold(&d.builder, c.news, result.Routes, d.refused, !d.built)
 		changes = append(changes, c)
 	}
 	for _, known := range d.gateways {
@@ -205,7 +230,8 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 		d.send(c, result.HealthPolicies, in.Now)
 	}
 	d.built = true
-	d.result = result
+	d.result, d.routes, d.held = result, result.Routes, held
+	d.result.Routes = replaced(result.Routes, held)
 	for _, change := range news {
 		change.count(d.referred)
 	}
@@ -312,6 +338,7 @@ func (g *gateway) restart(routes []*model.RouteStatus) []routeNews {
 	}
 	gone := func(key model.Key) bool { return !there[key] }
 	maps.DeleteFunc(g.released, func(key model.Key, _ *v1alpha1.ServiceRoute) bool { return gone(key) })
+	maps.DeleteFunc(g.former, func(key model.Key, _ *v1alpha1.ServiceRoute) bool { return gone(key) })
 	maps.DeleteFunc(g.routes, func(key model.Key, _ routeSince) bool { return gone(key) })
 	maps.DeleteFunc(g.held, func(key model.Key, _ bool) bool { return gone(key) })
 	return newsOf(nil, routes)
@@ -430,26 +457,27 @@ func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSli
 // hold finds out which routes have to wait: they lead to a cluster that no policy
 // lets the gateway reach yet, and it was not told of this version of them before.
 // Of the others it notes that they are released; none waits where everything is.
-func (g *gateway) hold(objects *model.Builder, news []routeNews, routes []*model.RouteStatus, everything bool) {
+func (g *gateway) hold(objects *model.Builder, news []routeNews, routes []*model.RouteStatus, refused map[model.Key]*Refusal, everything bool) {
 	waited := g.held
 	g.held = nil
 	if g.released == nil {
 		g.released = map[model.Key]*v1alpha1.ServiceRoute{}
 	}
 	for _, change := range news {
-		g.holdRoute(objects, change.key(), change.after, everything)
+		g.holdRoute(objects, change.key(), change.after, refused, everything)
 	}
 	for key := range waited {
 		at, there := slices.BinarySearchFunc(routes, key, func(r *model.RouteStatus, key model.Key) int { return model.CompareKeys(r.Key, key) })
 		if there && !g.held[key] {
-			g.holdRoute(objects, key, routes[at], everything)
+			g.holdRoute(objects, key, routes[at], refused, everything)
 		}
 	}
 }
 
-func (g *gateway) holdRoute(objects *model.Builder, key model.Key, route *model.RouteStatus, everything bool) {
+func (g *gateway) holdRoute(objects *model.Builder, key model.Key, route *model.RouteStatus, refused map[model.Key]*Refusal, everything bool) {
 	if route == nil || !route.AttachedTo(g.model.Key) {
 		delete(g.released, key)
+		delete(g.former, key)
 		return
 	}
 	source, before := objects.ServiceRoute(key), g.released[key]
@@ -458,6 +486,7 @@ func (g *gateway) holdRoute(objects *model.Builder, key model.Key, route *model.
 	}
 	known := before != nil && before.Generation == source.Generation
 	if everything || known || g.waitsFor(route.Backends) == nil {
+		g.supersede(key, before, source, refused[key])
 		g.released[key] = source
 		return
 	}
@@ -597,7 +626,9 @@ func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.Endpoin
 func (d *Dataplane) Refers(service model.Key) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.referred[service] > 0
+	return d.referred[service] > 0 || slices.ContainsFunc(d.held, func(route *model.RouteStatus) bool {
+		return slices.ContainsFunc(route.Backends, func(b model.BackendStatus) bool { return b.Service == service })
+	})
 }
 
 // Result returns what was built last. It must not be changed.
@@ -634,7 +665,7 @@ func (d *Dataplane) observations(now time.Time) (result model.Result, o model.Ob
 	defer d.mu.Unlock()
 	gateways := make(map[model.Key]seenGateway, len(d.gateways))
 	for key, gw := range d.gateways {
-		pods, away := gw.pods(d.server.Acks(xds.Gateway(key)).Pods, now)
+		pods, away := gw.pods(d.acks(key), now)
 		if away {
 			recheck = absence
 		}
@@ -649,15 +680,22 @@ func (d *Dataplane) observations(now time.Time) (result model.Result, o model.Ob
 		o.Endpoints[name] = known.set
 		derived[name] = d.derive(known.cluster)
 	}
+	refused := make(map[model.Key]*Refusal, len(d.refused))
+	for route := range d.refused {
+		refused[route] = d.refusal(route)
+	}
 	o.GatewayProgress = func(key model.Key) model.Progress {
 		gw := gateways[key]
 		return progress(gw.pods, gw.since)
 	}
 	o.RouteProgress = func(key, route model.Key) model.Progress {
 		gw := gateways[key]
-		progress := progress(gw.pods, gw.routes[route].sequence)
+		progress := routeProgress(gw.pods, gw.routes[route].sequence, route)
 		if progress.Waiting = gw.waiting[route]; progress.Waiting != "" {
 			progress.Acknowledged = 0
+		}
+		if refusal := refused[route]; refusal != nil {
+			progress.Acknowledged, progress.Refused, progress.Instead = 0, refusal.Message, refusal.instead()
 		}
 		return progress
 	}
@@ -675,6 +713,23 @@ func (d *Dataplane) observations(now time.Time) (result model.Result, o model.Ob
 		return progress(gw.pods, gw.policies[policy].sequence)
 	}
 	return d.result, o, recheck
+}
+
+// routeProgress counts the pods that have acknowledged a sequence, and take the
+// route as it is in it.
+func routeProgress(pods []xds.PodAck, since uint64, route model.Key) model.Progress {
+	made := progress(pods, since)
+	refused := ""
+	for _, pod := range pods {
+		if message := pod.Held[route.String()]; message != "" && pod.Sequence >= since {
+			made.Acknowledged--
+			refused = cmp.Or(refused, message)
+		}
+	}
+	if refused != "" {
+		made.Refused, made.Instead = refused, insteadInPods
+	}
+	return made
 }
 
 // progress counts the pods that have acknowledged a sequence.

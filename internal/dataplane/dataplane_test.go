@@ -533,6 +533,7 @@ type fakeAgent struct {
 	count      map[string]int    // resources and removals, by type
 	versions   map[string]map[string]string
 	state      map[string]*reportv1.TypeState
+	withheld   []*reportv1.Withheld
 }
 
 func (w *world) connect(t *testing.T) *fakeAgent {
@@ -612,6 +613,9 @@ func (a *fakeAgent) send() {
 		request := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: response.GetTypeUrl(), ResponseNonce: response.GetNonce()}
 		content := digest(a.versions[response.GetTypeUrl()])
 		state := &reportv1.TypeState{TypeUrl: response.GetTypeUrl(), Acknowledged: content}
+		if response.GetTypeUrl() == resource.ScopedRouteType {
+			state.Withheld = a.withheld
+		}
 		if a.mode == refuse {
 			request.ErrorDetail = &status.Status{Code: int32(codes.InvalidArgument), Message: "no"}
 			state.Acknowledged = a.state[response.GetTypeUrl()].GetAcknowledged()
@@ -640,6 +644,15 @@ func (a *fakeAgent) answer(mode answer) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.mode = mode
+	a.send()
+}
+
+// withhold tells of an object that Envoy refuses.
+func (a *fakeAgent) withhold(object, message string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.withheld = append(a.withheld, &reportv1.Withheld{Object: object, Message: message})
+	a.state[resource.ScopedRouteType].Withheld = a.withheld
 	a.send()
 }
 

@@ -517,6 +517,9 @@ func (w *policyWriter) inUse(key model.Key, pods string, egress bool, rule model
 		is.acknowledged = is.since
 	case egress && gw.uses(key, rule):
 		is.sequence = 0
+	case w.holds(gw):
+		// What serves instead of refused routes, and where it leads, is not known.
+		is = lingering{since: w.now}
 	default:
 		is.sequence = cmp.Or(is.sequence, gw.latest)
 		if is.acknowledged.IsZero() && w.acknowledged(gw, is.sequence) {
@@ -550,11 +553,17 @@ func (g *gateway) uses(egress model.Key, rule model.PolicyRule) bool {
 
 // acknowledged tells whether all pods of a gateway have a configuration.
 func (w *policyWriter) acknowledged(gw *gateway, sequence uint64) bool {
-	pods, _ := gw.pods(w.d.server.Acks(xds.Gateway(gw.model.Key)).Pods, w.now)
+	pods, _ := gw.pods(w.d.acks(gw.model.Key), w.now)
 	for _, pod := range pods {
 		if pod.Sequence < sequence {
 			return false
 		}
 	}
 	return true
+}
+
+// holds tells whether pods of a gateway hold routes back that Envoy refuses.
+func (w *policyWriter) holds(gw *gateway) bool {
+	pods, _ := gw.pods(w.d.acks(gw.model.Key), w.now)
+	return slices.ContainsFunc(pods, func(pod xds.PodAck) bool { return len(pod.Held) > 0 })
 }

@@ -39,6 +39,9 @@ type Progress struct {
 	Acknowledged int
 	// Refused is what Envoy said when it refused it; empty where none did.
 	Refused string
+	// Instead tells what serves where it is one object that Envoy refused, and
+	// nothing else; empty where that is not known.
+	Instead string
 	// Isolated are pods that found network policies enforced, Open is one that
 	// found them not enforced; empty where none did.
 	Isolated int
@@ -163,6 +166,10 @@ func gatewayProgrammed(gateway Key, progress Progress, workload Workload) metav1
 func programmedCondition(gateway Key, progress Progress, workload Workload) metav1.Condition {
 	trouble := cmp.Or(workload.Refused, workload.Pods)
 	switch {
+	case progress.Instead != "":
+		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonRefused, fmt.Sprintf(
+			"Envoy refuses this version of the route in Gateway %s; %s; nothing else is affected. It says: %s",
+			gateway, progress.Instead, strings.Join(strings.Fields(progress.Refused), " ")))
 	case progress.Refused != "":
 		return condition(v1alpha1.ConditionProgrammed, metav1.ConditionFalse, v1alpha1.ReasonRefused, fmt.Sprintf(
 			"Envoy refused the newest configuration of Gateway %s and keeps serving the previous one: %s", gateway, strings.Join(strings.Fields(progress.Refused), " ")))

@@ -141,6 +141,10 @@ func Run(ctx context.Context, options Options) error {
 		case <-bell:
 			redraw.Reset(2 * changeDelay)
 		case <-redraw.C:
+			if holdBack(plane, time.Now()) {
+				reload()
+				redraw.Reset(2 * changeDelay)
+			}
 			observed, recheck := plane.Observe(time.Now(), nil)
 			if recheck > 0 {
 				redraw.Reset(recheck + time.Second)
@@ -152,6 +156,19 @@ func Run(ctx context.Context, options Options) error {
 			screen.table(table)
 		}
 	}
+}
+
+// holdBack takes note of which routes Envoy refuses, and tells whether that is
+// news. There is nowhere to write it down: it is known as long as this runs.
+func holdBack(plane *dataplane.Dataplane, now time.Time) bool {
+	changes := plane.Refusals(now)
+	for _, refusal := range changes.Write {
+		plane.SetRefusal(refusal.Route, refusal)
+	}
+	for _, route := range changes.Delete {
+		plane.SetRefusal(route, nil)
+	}
+	return len(changes.Write)+len(changes.Delete) > 0
 }
 
 // watchFolders watches a folder and those below it, and returns what could not

@@ -1219,8 +1219,8 @@ func (s *relayState) reply(k kind) *discoveryv3.DeltaDiscoveryRequest {
 	return req
 }
 
-// maxWithheld bounds how many objects are told of.
-const maxWithheld = 100
+// MaxWithheld is of how many objects is told at most.
+const MaxWithheld = 100
 
 // withheld are the objects that Envoy refuses, sorted by name.
 func (s *relayState) withheld(k kind) []*reportv1.Withheld {
@@ -1234,7 +1234,7 @@ func (s *relayState) withheld(k kind) []*reportv1.Withheld {
 		}
 	}
 	var all []*reportv1.Withheld
-	for _, object := range slices.Sorted(maps.Keys(words))[:min(len(words), maxWithheld)] {
+	for _, object := range slices.Sorted(maps.Keys(words))[:min(len(words), MaxWithheld)] {
 		all = append(all, &reportv1.Withheld{Object: object, Message: words[object]})
 	}
 	return all

@@ -31,7 +31,7 @@ type PodAck struct {
 	Sequence uint64
 	// Held are the objects that Envoy refuses in what the pod has acknowledged, by
 	// "namespace/name" of the ServiceRoute, with Envoy's words: they are as they
-	// were, or left out.
+	// were, or left out. Where there are MaxWithheld of them there may be more.
 	Held map[string]string
 	// Nack is set while the pod refuses something else.
 	Nack *Nack
@@ -189,7 +189,7 @@ func (p *podState) held() map[string]string {
 			if held == nil {
 				held = map[string]string{}
 			}
-			if len(held) < maxWithheld {
+			if len(held) < MaxWithheld {
 				held[withheld.GetObject()] = clip(cmp.Or(withheld.GetMessage(), "no reason given"))
 			}
 		}

@@ -315,6 +315,20 @@ func (p *Pod) Stop() {
 	}
 }
 
+// Reconfigure starts the pod's Envoy again with another bootstrap.
+func (p *Pod) Reconfigure(change func(bootstrap string) string) error {
+	path := filepath.Join(p.folder, "config", "envoy.json")
+	bootstrap, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	p.Envoy.Hold()
+	if err := os.WriteFile(path, []byte(change(string(bootstrap))), 0o600); err != nil {
+		return err
+	}
+	return p.Envoy.Resume()
+}
+
 // LastGood is the content of the file in which the agent keeps the last good
 // configuration.
 func (p *Pod) LastGood() (string, error) {

@@ -130,6 +130,7 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 	It("permits the operator these things and no others", func() {
 		Expect(permissionsOf("meshroute-manager", renderDefault("meshroute:v1"))).To(Equal([]string{
 			"everywhere: configmaps: create delete get list patch watch",
+			"everywhere: controllerrevisions.apps: create delete list patch watch",
 			"everywhere: customresourcedefinitions.apiextensions.k8s.io named gateways.gateway.networking.k8s.io: list watch",
 			"everywhere: deployments.apps: create delete get list patch watch",
 			"everywhere: endpointslices.discovery.k8s.io: list watch",
