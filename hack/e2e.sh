@@ -77,4 +77,4 @@ status=0
 ginkgo ./test/e2e --timeout=60m --procs="${E2E_PROCS:-3}" "$@" || status=$?
 [[ ! -f $E2E_ARTEFACTS/lost-requests.md ]] || cat "$E2E_ARTEFACTS/lost-requests.md"
 step "done"
-exit "$status"
+(exit "$status")

@@ -120,7 +120,7 @@ var _ = Describe("Health checks", Label("health"), func() {
 			Namespace: namespace, Name: "none",
 			Spec: v1alpha1.HealthPolicySpec{
 				TargetRefs: []gatewayv1.LocalPolicyTargetReferenceWithSectionName{{
-					LocalPolicyTargetReference: gatewayv1.LocalPolicyTargetReference{Kind: "Service", Name: "app"},
+					Kind: "Service", Name: "app",
 				}},
 				Type: v1alpha1.HealthCheckNone,
 			},
