@@ -22,9 +22,10 @@ var (
 		Help:    "Time from when a change began to be built until every pod of the gateway has it. Only the manager that leads knows.",
 		Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 	})
-	podsDesc   = prometheus.NewDesc("meshroute_gateway_pods", "Pods of a gateway that report to this manager, by state: current, behind or refusing.", []string{"namespace", "gateway", "state"}, nil)
-	routesDesc = prometheus.NewDesc("meshroute_routes", "ServiceRoutes, by state: valid, partial or invalid.", []string{"state"}, nil)
-	heldDesc   = prometheus.NewDesc("meshroute_routes_held", "Routes of which a newer version waits for a network policy, counted for each gateway.", nil, nil)
+	podsDesc    = prometheus.NewDesc("meshroute_gateway_pods", "Pods of a gateway that report to this manager, by state: current, behind or refusing.", []string{"namespace", "gateway", "state"}, nil)
+	routesDesc  = prometheus.NewDesc("meshroute_routes", "ServiceRoutes, by state: valid, partial or invalid.", []string{"state"}, nil)
+	heldDesc    = prometheus.NewDesc("meshroute_routes_held", "Routes of which a newer version waits for a network policy, counted for each gateway.", nil, nil)
+	refusedDesc = prometheus.NewDesc("meshroute_routes_refused", "Routes that Envoy refuses as they are: their previous version serves, or they are left out.", nil, nil)
 )
 
 // RegisterMetrics has the metrics of a Dataplane served beside those of the
@@ -53,6 +54,7 @@ func (figures) Describe(to chan<- *prometheus.Desc) {
 	to <- podsDesc
 	to <- routesDesc
 	to <- heldDesc
+	to <- refusedDesc
 }
 
 // Collect counts them.
@@ -70,4 +72,5 @@ func (f figures) Collect(to chan<- prometheus.Metric) {
 	gauge(routesDesc, now.Routes.Partial, "partial")
 	gauge(routesDesc, now.Routes.Invalid, "invalid")
 	gauge(heldDesc, now.Routes.Held)
+	gauge(refusedDesc, now.Routes.Refused)
 }

@@ -267,7 +267,7 @@ func (d *Dataplane) send(c *change, policies []model.PolicyStatus, noticed time.
 	change := d.server.Set(xds.Gateway(known.model.Key), resources)
 	known.since, known.latest, known.current = change.Sequence, change.Sequence, true
 	// Of a manager that does not lead nobody asks how long it took.
-	reports := len(d.server.Acks(xds.Gateway(known.model.Key)).Pods) > 0
+	reports := len(d.acks(known.model.Key)) > 0
 	if change.Changed && reports && !noticed.IsZero() && len(known.sent) < mostUnacknowledged {
 		known.sent = append(known.sent, sentChange{change.Sequence, noticed})
 	}

@@ -5,7 +5,6 @@ import (
 
 	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/model"
-	"meshroute.io/meshroute/internal/xds"
 )
 
 // Figures are what a Dataplane counts of itself at a moment.
@@ -14,7 +13,8 @@ type Figures struct {
 	Pods map[model.Key]PodFigures
 	// Routes, each once: attached to a gateway with all that it asks for; partly,
 	// or with a backend that does not resolve; not at all; and held back until a
-	// network policy lets its gateway reach its backends.
+	// network policy lets its gateway reach its backends. Those that Envoy refuses
+	// are among the first three, too.
 	Routes RouteFigures
 }
 
@@ -23,16 +23,23 @@ type Figures struct {
 type PodFigures struct{ Current, Behind, Refusing int }
 
 // RouteFigures count routes.
-type RouteFigures struct{ Valid, Partial, Invalid, Held int }
+type RouteFigures struct{ Valid, Partial, Invalid, Held, Refused int }
 
 // Figures counts.
 func (d *Dataplane) Figures() Figures {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	figures := Figures{Pods: make(map[model.Key]PodFigures, len(d.gateways))}
+	refused := map[string]bool{}
+	for _, route := range d.held {
+		refused[route.Key.String()] = true
+	}
 	for key, gw := range d.gateways {
 		var pods PodFigures
-		for _, pod := range d.server.Acks(xds.Gateway(key)).Pods {
+		for _, pod := range d.acks(key) {
+			for object := range pod.Held {
+				refused[object] = true
+			}
 			switch {
 			case pod.Nack != nil:
 				pods.Refusing++
@@ -45,6 +52,7 @@ func (d *Dataplane) Figures() Figures {
 		figures.Pods[key] = pods
 		figures.Routes.Held += len(gw.held)
 	}
+	figures.Routes.Refused = len(refused)
 	for _, route := range d.result.Routes {
 		switch judged(route) {
 		case "":
@@ -100,7 +108,7 @@ func (d *Dataplane) Acknowledged(key model.Key, now time.Time) []time.Duration {
 	if gw == nil {
 		return nil
 	}
-	pods := d.server.Acks(xds.Gateway(key)).Pods
+	pods := d.acks(key)
 	if len(pods) == 0 {
 		gw.sent = nil // they went to another replica, or there are none
 		return nil

@@ -216,6 +216,7 @@ func TestARefusedRouteIsHeldAtItsLastGoodVersion(t *testing.T) {
 		t.Errorf("the Gateway is %s", got)
 	}
 
+	equals(t, "figures", RouteFigures{Valid: 2, Refused: 1}, j.Figures().Routes)
 	equals(t, "written", "a 2 by 1: no, instead 1", j.write())
 	two := j.pod("two", func(route model.Route) bool {
 		if refusesBad(route) {
@@ -227,6 +228,7 @@ func TestARefusedRouteIsHeldAtItsLastGoodVersion(t *testing.T) {
 	two.paths(t, "a new pod", "/a", "/b2")
 	j.says(t, "a", refusedByEnvoy, "its previous version (generation 1) serves on")
 	equals(t, "written again", "", j.write())
+	equals(t, "figures", RouteFigures{Valid: 2, Refused: 1}, j.Figures().Routes)
 	status := j.observe().Routes[model.Key{Namespace: "shop", Name: "a"}]
 	if got := status.Parents[0].Conditions[0].ObservedGeneration; got != 2 {
 		t.Errorf("the status is of generation %d", got)
@@ -249,6 +251,7 @@ func TestARefusedRouteIsHeldAtItsLastGoodVersion(t *testing.T) {
 	j.says(t, "a", "True Programmed", "")
 	equals(t, "mended", "a deleted", j.write())
 	j.step()
+	equals(t, "figures", RouteFigures{Valid: 2}, j.Figures().Routes)
 	one.paths(t, "mended", "/b2", "/mended")
 
 	j.apply(version("a", "/bad", 5))
