@@ -36,9 +36,11 @@ func Strip(in any) (any, error) {
 		of.Annotations, of.OwnerReferences, of.Finalizers = nil, nil, nil
 		of.Spec, of.Status = corev1.NamespaceSpec{}, corev1.NamespaceStatus{}
 	case *corev1.Service:
-		of.OwnerReferences, of.Finalizers = nil, nil
+		// Of a gateway's own the address is told, and the owner decides whether it
+		// may be removed.
 		if of.Labels[workload.LabelManagedBy] != workload.ManagedBy {
-			of.Status = corev1.ServiceStatus{} // the address of a gateway's own is told
+			of.OwnerReferences, of.Finalizers = nil, nil
+			of.Status = corev1.ServiceStatus{}
 		}
 	case *discoveryv1.EndpointSlice:
 		of.Annotations, of.OwnerReferences, of.GenerateName = nil, nil, ""
