@@ -19,7 +19,7 @@ var _ = Describe("What is wrong", Label("status"), func() {
 	It("is told at once where the schema sees it, with the field and the rule", func(ctx SpecContext) {
 		namespace := newNamespace(ctx)
 		for spec, message := range map[string]string{
-			`rules: [{name: a, backends: [{name: app, port: 80}], directResponse: {}}]`:                              "a rule needs either backends or directResponse, and not both",
+			`rules: [{name: a, backends: [{name: app, port: 80}], directResponse: {}}]`:                              "a rule needs either backends or directResponse or redirect, and only one of them",
 			`rules: [{name: a, backends: [{name: app, port: 80, weight: 0}]}]`:                                       "backends: at least one weight must be above 0",
 			`rules: [{name: a, backends: [{name: app, port: 70000}]}]`:                                               "port must be a number from 1 to 65535",
 			`rules: [{name: a, matches: [{path: {value: relative}}], backends: [{name: app, port: 80}]}]`:            "path.value must start with '/'",
