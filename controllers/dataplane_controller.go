@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/gateway-api/pkg/consts"
 
@@ -56,6 +57,8 @@ type DataplaneReconciler struct {
 	// first is when the first build was sent, built that agents are served.
 	first time.Time
 	built bool
+	// queue is the controller's own.
+	queue workqueue.TypedRateLimitingInterface[dataplaneRequest]
 	// checked are the generations of routes whose Services were looked for.
 	checked map[model.Key]int64
 	waited  int
@@ -162,20 +165,12 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 	if request.Endpoints {
 		return ctrl.Result{}, r.endpoints(ctx, request.Service)
 	}
-	if request.Policy != (model.Key{}) {
-		if build, err := r.policy(ctx, request.Policy); !build || err != nil {
-			return ctrl.Result{}, err
+	if request != (dataplaneRequest{}) {
+		build, err := r.news(ctx, request)
+		if build {
+			r.queue.Add(dataplaneRequest{}) // one build for all that waits in the queue
 		}
-	}
-	if request.Refused != (model.Key{}) {
-		if news, err := r.refusal(ctx, request.Refused); !news || err != nil {
-			return ctrl.Result{}, err
-		}
-	}
-	// Looked at here rather than when the Service changed, so that a build that
-	// was at work at that moment is taken into account.
-	if request.Service != (model.Key{}) && !r.Dataplane.Refers(request.Service) {
-		return ctrl.Result{}, nil
+		return ctrl.Result{}, err
 	}
 	if r.first.IsZero() {
 		if err := errors.Join(r.policies(ctx), r.refusals(ctx)); err != nil {
@@ -234,6 +229,21 @@ func (r *DataplaneReconciler) readCertificates(in *model.Inputs) bool {
 		most = startWait
 	}
 	return in.Now.Sub(r.reading) >= most
+}
+
+// news takes note of a change of one object. It tells whether to build because of
+// it.
+func (r *DataplaneReconciler) news(ctx context.Context, request dataplaneRequest) (build bool, err error) {
+	switch {
+	case request.Policy != (model.Key{}):
+		return r.policy(ctx, request.Policy)
+	case request.Refused != (model.Key{}):
+		return r.refusal(ctx, request.Refused)
+	default:
+		// Looked at here rather than when the Service changed, so that a build that
+		// was at work at that moment is taken into account.
+		return r.Dataplane.Refers(request.Service), nil
+	}
 }
 
 // start has agents served after the first build, once no gateway would be cut
@@ -437,7 +447,11 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 		Watches(&networkingv1.NetworkPolicy{}, policy).
 		WatchesRawSource(r.Certificates).
 		Watches(&appsv1.ControllerRevision{}, refused).
-		WatchesRawSource(startSource{}).
+		WatchesRawSource(source.TypedFunc[dataplaneRequest](func(_ context.Context, queue workqueue.TypedRateLimitingInterface[dataplaneRequest]) error {
+			r.queue = queue
+			queue.Add(dataplaneRequest{}) // a cluster without any object counts as built, too
+			return nil
+		})).
 		WithOptions(controller.TypedOptions[dataplaneRequest]{
 			// One at a time: what is built must not be overtaken by what was
 			// read before it.
@@ -445,16 +459,6 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 			NeedLeaderElection:      new(false),
 		}).
 		Complete(r)
-}
-
-// startSource asks for everything once, so that a cluster without any object
-// counts as built, too.
-type startSource struct{}
-
-// Start puts the request into the queue.
-func (startSource) Start(_ context.Context, queue workqueue.TypedRateLimitingInterface[dataplaneRequest]) error {
-	queue.Add(dataplaneRequest{})
-	return nil
 }
 
 // serviceSpecChanged drops changes of a Service's status and of labels that mean
