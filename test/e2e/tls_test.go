@@ -2,15 +2,10 @@ package e2e_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"net/http"
 	"strconv"
@@ -23,6 +18,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"meshroute.io/meshroute/api/v1alpha1"
+	"meshroute.io/meshroute/internal/certtest"
 	"meshroute.io/meshroute/test/harness"
 )
 
@@ -31,10 +27,11 @@ var _ = Describe("An HTTPS listener", Label("tls"), func() {
 		namespace := newNamespace(ctx)
 		host := namespace + ".example.com"
 		app := backend(ctx, namespace, "app", 1)
-		first, second := certificate(host), certificate(host)
+		authority := certtest.NewAuthority(GinkgoTB())
+		first, second := authority.Issue(GinkgoTB(), host), authority.Issue(GinkgoTB(), host)
 		secret := &corev1.Secret{
 			Namespace: namespace, Name: "web", Type: corev1.SecretTypeTLS,
-			Data: map[string][]byte{corev1.TLSCertKey: first.cert, corev1.TLSPrivateKeyKey: first.key},
+			Data: map[string][]byte{corev1.TLSCertKey: first.Certificate, corev1.TLSPrivateKeyKey: first.Key},
 		}
 		create(ctx, secret)
 		gw := newGateway(ctx, namespace, "edge")
@@ -47,10 +44,14 @@ var _ = Describe("An HTTPS listener", Label("tls"), func() {
 		})
 		awaitRollout(ctx, client.ObjectKeyFromObject(app))
 		address := tlsNodePort(ctx, gw.deployment)
-		Eventually(func() (string, error) {
-			protocol, _, err := getTLS(address, host, first)
-			return protocol, err
-		}).WithTimeout(time.Minute).Should(Equal("HTTP/2.0"))
+		served := func() (string, error) {
+			_, certificate, err := getTLS(address, host, authority.Pool())
+			return certificate, err
+		}
+		Eventually(served).WithTimeout(time.Minute).Should(Equal(string(first.Certificate)))
+		protocol, _, err := getTLS(address, host, authority.Pool())
+		Expect(err).NotTo(HaveOccurred())
+		Expect(protocol).To(Equal("HTTP/2.0"))
 		Eventually(gatewayCondition(ctx, gw.ObjectKey, v1alpha1.ConditionProgrammed)).Should(HavePrefix("True"))
 
 		// Each request over a connection of its own.
@@ -65,58 +66,24 @@ var _ = Describe("An HTTPS listener", Label("tls"), func() {
 				case <-time.After(10 * time.Millisecond):
 				}
 				sent++
-				if _, _, err := getTLS(address, host, first, second); err != nil {
+				if _, _, err := getTLS(address, host, authority.Pool()); err != nil {
 					failures = append(failures, err.Error())
 				}
 			}
 		}()
 		change(ctx, secret, func(secret *corev1.Secret) {
-			secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey] = second.cert, second.key
+			secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey] = second.Certificate, second.Key
 		})
-		Eventually(func() (string, error) {
-			_, serial, err := getTLS(address, host, first, second)
-			return serial, err
-		}).WithTimeout(time.Minute).Should(Equal(second.serial))
+		Eventually(served).WithTimeout(time.Minute).Should(Equal(string(second.Certificate)))
 		close(stop)
 		<-stopped
 		Expect(failures).To(BeEmpty(), "of %d", sent)
 	})
 })
 
-type keyPair struct {
-	cert, key []byte
-	serial    string
-}
-
-// certificate is one that signs itself.
-func certificate(host string) keyPair {
-	GinkgoHelper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	Expect(err).NotTo(HaveOccurred())
-	serial := big.NewInt(time.Now().UnixNano())
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: host}, DNSNames: []string{host},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	Expect(err).NotTo(HaveOccurred())
-	encoded, err := x509.MarshalPKCS8PrivateKey(key)
-	Expect(err).NotTo(HaveOccurred())
-	return keyPair{
-		cert:   pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
-		key:    pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: encoded}),
-		serial: serial.String(),
-	}
-}
-
 // getTLS asks for / of a host over a new connection and returns what was spoken
-// and the serial number of the certificate. It trusts the given ones alone.
-func getTLS(address, host string, trusted ...keyPair) (protocol, serial string, err error) {
-	roots := x509.NewCertPool()
-	for _, pair := range trusted {
-		roots.AppendCertsFromPEM(pair.cert)
-	}
+// and the certificate, in PEM.
+func getTLS(address, host string, roots *x509.CertPool) (protocol, certificate string, err error) {
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true, ForceAttemptHTTP2: true,
 		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: host, MinVersion: tls.VersionTLS12},
@@ -132,7 +99,8 @@ func getTLS(address, host string, trusted ...keyPair) (protocol, serial string, 
 	if response.StatusCode != http.StatusOK {
 		return "", "", fmt.Errorf("status %d", response.StatusCode)
 	}
-	return response.Proto, response.TLS.PeerCertificates[0].SerialNumber.String(), nil
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: response.TLS.PeerCertificates[0].Raw}
+	return response.Proto, string(pem.EncodeToMemory(block)), nil
 }
 
 // tlsNodePort is where port 443 of a Service is reached from outside.
