@@ -42,6 +42,7 @@ type sizes struct {
 	routes, many, shared int
 	samples              int
 	length               time.Duration
+	profiles             string // folder for profiles of the manager's memory; none where empty
 }
 
 func stages(s sizes) []stage {
@@ -84,6 +85,7 @@ func main() {
 	flag.IntVar(&s.shared, "services", 50, "Services in the stage in which routes share them")
 	flag.IntVar(&s.samples, "samples", 200, "samples of each latency")
 	flag.DurationVar(&s.length, "length", 20*time.Second, "length of each run under load, and of the idle one")
+	flag.StringVar(&s.profiles, "profiles", "", "folder for profiles of what the manager holds in memory, one for each row of it")
 	pattern := flag.String("run", "", "measure only that whose STAGE/NAME matches this regular expression, for instance '5000|cpu'; STAGE is ROUTES or ROUTES-on-SERVICES")
 	flag.Parse()
 	ctrl.SetLogger(logr.Discard()) // the harness's clients have nothing to say

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,6 +47,8 @@ type bench struct {
 	routes, services int
 	// folder of its files.
 	folder string
+	// profiler is the address of the manager's profiles; empty: there are none.
+	profiler string
 	// names counts what measurements add.
 	names int
 }
@@ -66,7 +70,16 @@ func (b *bench) start(ctx context.Context, parent string) (err error) {
 	if b.cluster, err = harness.StartCluster(b.folder); err != nil {
 		return err
 	}
-	if b.operator, err = b.cluster.StartOperator(ctx, b.binaries, b.folder); err != nil {
+	var flags []string
+	if b.sizes.profiles != "" {
+		port, err := harness.FreePort()
+		if err != nil {
+			return err
+		}
+		b.profiler = fmt.Sprintf("127.0.0.1:%d", port)
+		flags = append(flags, "--pprof-bind-address", b.profiler)
+	}
+	if b.operator, err = b.cluster.StartOperator(ctx, b.binaries, b.folder, flags...); err != nil {
 		return err
 	}
 	if b.port, err = harness.FreePort(); err != nil {
@@ -211,6 +224,32 @@ func (b *bench) allReady(ctx context.Context) error {
 		case <-time.After(200*time.Millisecond + time.Duration(len(list.Items)/5)*time.Millisecond):
 		}
 	}
+}
+
+// profile keeps what the manager holds in memory, where that was asked for. It
+// has the manager collect its garbage first.
+func (b *bench) profile(ctx context.Context, name string) (err error) {
+	if b.profiler == "" {
+		return nil
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+b.profiler+"/debug/pprof/heap?gc=1", http.NoBody)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = response.Body.Close() }()
+	path := filepath.Join(b.sizes.profiles, stage{routes: b.routes, services: b.services}.title()+"-"+name+".pprof")
+	file, err := os.Create(filepath.Clean(path))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	_, err = io.Copy(file, response.Body)
+	log.Printf("%s has the manager's memory", path)
+	return err
 }
 
 func isReady(route *v1alpha1.ServiceRoute) bool {

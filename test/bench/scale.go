@@ -59,11 +59,11 @@ func idle(ctx context.Context, b *bench) error {
 }
 
 // memory shows what the processes hold now, and what they held at most.
-func memory(_ context.Context, b *bench) error {
+func memory(ctx context.Context, b *bench) error {
 	b.row("memory (RSS): manager, agent, Envoy", "%d, %d, %d MiB; at most %d, %d, %d MiB",
 		rss(b.operator.PID()), rss(b.pod.Agent.PID()), rss(b.pod.Envoy.PID()),
 		peak(b.operator.PID()), peak(b.pod.Agent.PID()), peak(b.pod.Envoy.PID()))
-	return nil
+	return b.profile(ctx, "memory")
 }
 
 // coldStart starts the manager anew, with a change that was made while it was
@@ -118,6 +118,9 @@ func coldStart(ctx context.Context, b *bench) error {
 		answered.Seconds(), acknowledged.Seconds(), used.Round(100*time.Millisecond), others)
 	time.Sleep(5 * time.Second)
 	b.row("… memory of the manager after it", "%d MiB; at most %d MiB", rss(b.operator.PID()), peak(b.operator.PID()))
+	if err := b.profile(ctx, "cold-start"); err != nil {
+		return err
+	}
 	return b.cluster.Client.Delete(ctx, added)
 }
 
