@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -57,8 +58,9 @@ type DataplaneReconciler struct {
 	// first is when the first build was sent, built that agents are served.
 	first time.Time
 	built bool
-	// queue is the controller's own.
-	queue workqueue.TypedRateLimitingInterface[dataplaneRequest]
+	// queue is the controller's own, noticed since when what is in it waits.
+	queue   workqueue.TypedRateLimitingInterface[dataplaneRequest]
+	noticed noticed
 	// checked are the generations of routes whose Services were looked for.
 	checked map[model.Key]int64
 	waited  int
@@ -160,18 +162,60 @@ type dataplaneRequest struct {
 	Refused   model.Key
 }
 
+// noticed is when events came that requests in the queue are for: of several for
+// one request, the first.
+type noticed struct {
+	mu    sync.Mutex
+	first map[dataplaneRequest]time.Time
+}
+
+func (n *noticed) note(request dataplaneRequest, at time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.first == nil {
+		n.first = map[dataplaneRequest]time.Time{}
+	}
+	if before, is := n.first[request]; !is || at.Before(before) {
+		n.first[request] = at
+	}
+}
+
+// take returns when the first event of a request came, or now where nobody has
+// noted any: it was asked again.
+func (n *noticed) take(request dataplaneRequest, now time.Time) time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	at, is := n.first[request]
+	if delete(n.first, request); !is {
+		return now
+	}
+	return at
+}
+
 // Reconcile builds everything, or updates the endpoints of one Service.
 func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRequest) (ctrl.Result, error) {
+	noticed := r.noticed.take(request, r.Clock.Now())
 	if request.Endpoints {
-		return ctrl.Result{}, r.endpoints(ctx, request.Service)
+		return ctrl.Result{}, r.endpoints(ctx, request.Service, noticed)
 	}
 	if request != (dataplaneRequest{}) {
 		build, err := r.news(ctx, request)
 		if build {
+			r.noticed.note(dataplaneRequest{}, noticed)
 			r.queue.Add(dataplaneRequest{}) // one build for all that waits in the queue
 		}
 		return ctrl.Result{}, err
 	}
+	result, err := r.build(ctx, noticed)
+	if err != nil || result.RequeueAfter == catchUp {
+		r.noticed.note(request, noticed)
+	}
+	return result, err
+}
+
+// build builds everything, or asks to be called again, after catchUp, where what
+// it needs is not read yet.
+func (r *DataplaneReconciler) build(ctx context.Context, noticed time.Time) (ctrl.Result, error) {
 	if r.first.IsZero() {
 		if err := errors.Join(r.policies(ctx), r.refusals(ctx)); err != nil {
 			return ctrl.Result{}, err
@@ -186,7 +230,7 @@ func (r *DataplaneReconciler) Reconcile(ctx context.Context, request dataplaneRe
 		return ctrl.Result{RequeueAfter: catchUp}, nil
 	}
 	var failed error
-	r.Dataplane.Configure(in, func(service model.Key) []*discoveryv1.EndpointSlice {
+	r.Dataplane.Configure(in, noticed, func(service model.Key) []*discoveryv1.EndpointSlice {
 		found, err := endpointSlices(ctx, r.Client, service)
 		if err != nil {
 			failed = err
@@ -330,12 +374,12 @@ func (r *DataplaneReconciler) setRefusal(ctx context.Context, route model.Key, o
 	return r.Dataplane.SetRefusal(route, refusal)
 }
 
-func (r *DataplaneReconciler) endpoints(ctx context.Context, service model.Key) error {
+func (r *DataplaneReconciler) endpoints(ctx context.Context, service model.Key, noticed time.Time) error {
 	found, err := endpointSlices(ctx, r.Client, service)
 	if err != nil {
 		return err
 	}
-	if r.Dataplane.SetEndpoints(service, found) {
+	if r.Dataplane.SetEndpoints(service, found, noticed) {
 		r.Changed()
 	}
 	return nil
@@ -410,25 +454,31 @@ func (r *DataplaneReconciler) SetupWithManager(ctx context.Context, mgr manager.
 	}); err != nil {
 		return err
 	}
-	everything := handler.TypedEnqueueRequestsFromMapFunc(func(context.Context, client.Object) []dataplaneRequest {
-		return []dataplaneRequest{{}}
+	requests := func(of func(client.Object) (request dataplaneRequest, concerns bool)) handler.TypedEventHandler[client.Object, dataplaneRequest] {
+		return handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
+			request, concerns := of(object)
+			if !concerns {
+				return nil
+			}
+			r.noticed.note(request, r.Clock.Now())
+			return []dataplaneRequest{request}
+		})
+	}
+	everything := requests(func(client.Object) (dataplaneRequest, bool) { return dataplaneRequest{}, true })
+	service := requests(func(object client.Object) (dataplaneRequest, bool) {
+		return dataplaneRequest{Service: keyOf(object)}, true
 	})
-	service := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
-		return []dataplaneRequest{{Service: keyOf(object)}}
-	})
-	endpoints := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
-		return []dataplaneRequest{{Endpoints: true, Service: model.Key{
+	endpoints := requests(func(object client.Object) (dataplaneRequest, bool) {
+		return dataplaneRequest{Endpoints: true, Service: model.Key{
 			Namespace: object.GetNamespace(), Name: object.GetLabels()[discoveryv1.LabelServiceName],
-		}}}
+		}}, true
 	})
-	policy := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
-		return []dataplaneRequest{{Policy: keyOf(object)}}
+	policy := requests(func(object client.Object) (dataplaneRequest, bool) {
+		return dataplaneRequest{Policy: keyOf(object)}, true
 	})
-	refused := handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []dataplaneRequest {
-		if route, is := refusedRoute(object); is {
-			return []dataplaneRequest{{Refused: route}}
-		}
-		return nil
+	refused := requests(func(object client.Object) (dataplaneRequest, bool) {
+		route, is := refusedRoute(object)
+		return dataplaneRequest{Refused: route}, is
 	})
 	// Statuses are written by this operator: they are no news to it.
 	spec := builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}))

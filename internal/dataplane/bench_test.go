@@ -69,7 +69,7 @@ func (c *city) route(i int, service string) *v1alpha1.ServiceRoute {
 }
 
 func (c *city) configure() {
-	c.Configure(c.in, func(service model.Key) []*discoveryv1.EndpointSlice { return c.slices[service] })
+	c.Configure(c.in, c.in.Now, func(service model.Key) []*discoveryv1.EndpointSlice { return c.slices[service] })
 }
 
 // What one change costs where there are many routes: to build, and to find out
@@ -101,7 +101,7 @@ func BenchmarkChange(b *testing.B) {
 		run("200-routes", func(i int) { touch(i, 200) })
 		run("endpoint", func(i int) {
 			name := fmt.Sprintf("service-%04d", i%size.services)
-			c.SetEndpoints(model.Key{Namespace: "shop", Name: name}, newSlices("http", fmt.Sprintf("10.1.%d.%d", i/250%250, i%250)))
+			c.SetEndpoints(model.Key{Namespace: "shop", Name: name}, newSlices("http", fmt.Sprintf("10.1.%d.%d", i/250%250, i%250)), time.Time{})
 		})
 		run("new-service", func(i int) {
 			name := fmt.Sprintf("new-%d", i)

@@ -186,7 +186,8 @@ func New(server *xds.Server, names *PolicyNames) *Dataplane {
 // the EndpointSlices of a Service; it is asked only for Services that come into
 // use: what changes later is told by SetEndpoints. The first build is sent as it
 // is: what network policies have to wait for is not known before.
-func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
+// noticed is when the first of the changes in it came to be known.
+func (d *Dataplane) Configure(in model.Inputs, noticed time.Time, slicesOf func(service model.Key) []*discoveryv1.EndpointSlice) {
 	d.building.Lock()
 	defer d.building.Unlock()
 	in, result, held := d.build(in)
@@ -227,7 +228,7 @@ func (d *Dataplane) Configure(in model.Inputs, slicesOf func(service model.Key) 
 			// An earlier version of a route may lead elsewhere.
 			d.follow(known, known.model, known.told, false, slicesOf)
 		}
-		d.send(c, result.HealthPolicies, in.Now)
+		d.send(c, result.HealthPolicies, noticed)
 	}
 	d.built = true
 	d.result, d.routes, d.held = result, result.Routes, held
@@ -266,11 +267,7 @@ func (d *Dataplane) send(c *change, policies []model.PolicyStatus, noticed time.
 	known.moved = false
 	change := d.server.Set(xds.Gateway(known.model.Key), resources)
 	known.since, known.latest, known.current = change.Sequence, change.Sequence, true
-	// Of a manager that does not lead nobody asks how long it took.
-	reports := len(d.acks(known.model.Key)) > 0
-	if change.Changed && reports && !noticed.IsZero() && len(known.sent) < mostUnacknowledged {
-		known.sent = append(known.sent, sentChange{change.Sequence, noticed})
-	}
+	known.remember(change, noticed, len(d.acks(known.model.Key)) > 0)
 	known.note(c.news, c.waited, change.Sequence)
 	known.notePolicies(known.model.Key, policies, change.Sequence)
 }
@@ -589,8 +586,9 @@ func (d *Dataplane) forget(in model.Inputs, foreign []model.Key) {
 
 // SetEndpoints takes the EndpointSlices of a Service and sends the endpoints
 // that changed to the gateways that use it, as far as network policies let these
-// reach them; nothing else is built anew. It tells whether anything changed.
-func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.EndpointSlice) bool {
+// reach them; nothing else is built anew. noticed is when they came to be known. It
+// tells whether anything changed.
+func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.EndpointSlice, noticed time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	changed := false
@@ -611,8 +609,9 @@ func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.Endpoin
 			}
 			had := r.resource
 			if d.setReach(gw, cluster, r.service, false); gw.tells(cluster.Name) && r.resource != had {
-				gw.latest = d.server.Update(xds.Gateway(key), resource.EndpointType,
-					map[string]proto.Message{cluster.Name: r.resource}).Sequence
+				change := d.server.Update(xds.Gateway(key), resource.EndpointType, map[string]proto.Message{cluster.Name: r.resource})
+				gw.latest = change.Sequence
+				gw.remember(change, noticed, len(d.acks(key)) > 0)
 			}
 		}
 	}

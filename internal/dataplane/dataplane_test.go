@@ -146,7 +146,7 @@ func (w *world) configure() {
 	in.GatewayClasses, in.Gateways = copied(w, in.GatewayClasses), copied(w, in.Gateways)
 	in.GatewayConfigs = copied(w, in.GatewayConfigs)
 	in.ServiceRoutes, in.Services = copied(w, in.ServiceRoutes), copied(w, in.Services)
-	w.Configure(in, func(service model.Key) []*discoveryv1.EndpointSlice {
+	w.Configure(in, in.Now, func(service model.Key) []*discoveryv1.EndpointSlice {
 		w.read = append(w.read, service)
 		return w.slices[service]
 	})
@@ -208,7 +208,7 @@ func TestEndpointsTouchOnlyEndpoints(t *testing.T) {
 	before := w.sequence()
 
 	service := model.Key{Namespace: "shop", Name: "a"}
-	if !w.SetEndpoints(service, newSlices("http", "10.0.0.9")) {
+	if !w.SetEndpoints(service, newSlices("http", "10.0.0.9"), time.Time{}) {
 		t.Error("new endpoints count as none")
 	}
 	envoy.has(t, "10.0.0.9:8080", "shop/a/80")
@@ -219,10 +219,10 @@ func TestEndpointsTouchOnlyEndpoints(t *testing.T) {
 		t.Errorf("resources sent by type (-want +got):\n%s", diff)
 	}
 
-	if w.SetEndpoints(service, newSlices("http", "10.0.0.9")) || w.sequence() != before+1 {
+	if w.SetEndpoints(service, newSlices("http", "10.0.0.9"), time.Time{}) || w.sequence() != before+1 {
 		t.Error("the same endpoints count as new ones")
 	}
-	if w.SetEndpoints(model.Key{Namespace: "shop", Name: "unused"}, newSlices("http", "10.0.0.9")) || w.sequence() != before+1 {
+	if w.SetEndpoints(model.Key{Namespace: "shop", Name: "unused"}, newSlices("http", "10.0.0.9"), time.Time{}) || w.sequence() != before+1 {
 		t.Error("endpoints of a Service that no route uses were sent")
 	}
 	// A build afterwards keeps what is newer than what it could read.
@@ -242,7 +242,7 @@ func TestEndpointsThatServeNobodyAreNotSent(t *testing.T) {
 	found[0].Endpoints = append(found[0].Endpoints, discoveryv1.Endpoint{
 		Addresses: []string{"10.0.0.7"}, Conditions: discoveryv1.EndpointConditions{Ready: new(false)},
 	})
-	if !w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, found) {
+	if !w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, found, time.Time{}) {
 		t.Error("it is no news")
 	}
 	if got := w.sequence(); got != before {
@@ -263,7 +263,7 @@ func TestPortIsRenamed(t *testing.T) {
 	}
 	reslice := func(w *world) {
 		w.slices[service] = newSlices("web", "10.0.0.1")
-		w.SetEndpoints(service, w.slices[service])
+		w.SetEndpoints(service, w.slices[service], time.Time{})
 	}
 	for name, steps := range map[string][]func(*world){
 		"the Service is heard of first":         {rename, reslice},
@@ -335,7 +335,7 @@ func TestAnInvalidGatewayKeepsHearingOfEndpoints(t *testing.T) {
 	if len(w.Result().Gateways) != 0 {
 		t.Fatal("the gateway is valid, so this test tests nothing")
 	}
-	if !w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.9")) {
+	if !w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.9"), time.Time{}) {
 		t.Error("its endpoints are of no interest")
 	}
 	envoy.has(t, "10.0.0.9:8080", "shop/a/80")
@@ -361,7 +361,7 @@ func TestADeletedGatewayIsForgotten(t *testing.T) {
 	if diff := cmp.Diff(map[string]int{}, envoy.heard()); diff != "" {
 		t.Errorf("the gateway was sent something (-want +got):\n%s", diff)
 	}
-	if w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.9")) {
+	if w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.9"), time.Time{}) {
 		t.Error("endpoints of a deleted gateway are of interest")
 	}
 	if got := w.server.Acks(xds.Gateway(edge)); len(got.Pods)+got.Starting > 0 {
@@ -397,7 +397,7 @@ func TestAGatewayThatIsNoLongerOursIsForgotten(t *testing.T) {
 			w.configure()
 			w.in.Gateways, w.in.GatewayClasses = test.gateways, test.classes
 			w.configure()
-			kept := w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.9"))
+			kept := w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.9"), time.Time{})
 			if kept != test.kept {
 				t.Errorf("it is still told of endpoints: %v, wanted %v", kept, test.kept)
 			}

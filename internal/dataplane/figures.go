@@ -5,6 +5,7 @@ import (
 
 	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/model"
+	"meshroute.io/meshroute/internal/xds"
 )
 
 // Figures are what a Dataplane counts of itself at a moment.
@@ -16,6 +17,10 @@ type Figures struct {
 	// network policy lets its gateway reach its backends. Those that Envoy refuses
 	// are among the first three, too.
 	Routes RouteFigures
+	// Agents that get their configuration here, of each gateway.
+	Agents map[model.Key]int
+	// Sent is what was sent to agents, by type, and what Envoy refused of it.
+	Sent []xds.TypeFigures
 }
 
 // PodFigures count pods of a gateway: those that have its newest configuration,
@@ -29,7 +34,8 @@ type RouteFigures struct{ Valid, Partial, Invalid, Held, Refused int }
 func (d *Dataplane) Figures() Figures {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	figures := Figures{Pods: make(map[model.Key]PodFigures, len(d.gateways))}
+	served := d.server.Figures()
+	figures := Figures{Pods: make(map[model.Key]PodFigures, len(d.gateways)), Agents: make(map[model.Key]int, len(d.gateways)), Sent: served.Types}
 	refused := map[string]bool{}
 	for _, route := range d.held {
 		refused[route.Key.String()] = true
@@ -49,7 +55,7 @@ func (d *Dataplane) Figures() Figures {
 				pods.Behind++
 			}
 		}
-		figures.Pods[key] = pods
+		figures.Pods[key], figures.Agents[key] = pods, served.Agents[xds.Gateway(key)]
 		figures.Routes.Held += len(gw.held)
 	}
 	figures.Routes.Refused = len(refused)
@@ -97,6 +103,14 @@ const mostUnacknowledged = 1024
 type sentChange struct {
 	sequence uint64
 	noticed  time.Time
+}
+
+// remember notes a change that was sent, to tell how long its pods took to have
+// it. Of a manager that does not lead nobody asks how long it took.
+func (g *gateway) remember(change xds.Change, noticed time.Time, reports bool) {
+	if change.Changed && reports && !noticed.IsZero() && len(g.sent) < mostUnacknowledged {
+		g.sent = append(g.sent, sentChange{change.Sequence, noticed})
+	}
 }
 
 // Acknowledged returns how long changes took that every pod of a gateway has by

@@ -303,7 +303,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 		slice.Ports[0].Port = &port
 		return slice
 	}
-	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(8080, "10.0.0.1"), at(9090, "10.0.0.9")})
+	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(8080, "10.0.0.1"), at(9090, "10.0.0.9")}, time.Time{})
 	w.wants(t, "the new pod before it is let through", w.sends(), sendsA, sendsB)
 	w.write()
 	w.wants(t, "policies", w.inCluster(), "edge.a: app=a:8080 app=a:9090", letB)
@@ -311,7 +311,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 	envoy.has(t, "10.0.0.1:8080 10.0.0.9:9090", "shop/a/80")
 
 	envoy.answer(silent)
-	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(9090, "10.0.0.9")})
+	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(9090, "10.0.0.9")}, time.Time{})
 	w.write()
 	w.later(grace)
 	w.write()
@@ -325,7 +325,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 	w.wants(t, "policies a little later", w.inCluster(), "edge.a: app=a:9090", letB)
 
 	// All at once: the old may still answer.
-	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(7070, "10.0.0.9")})
+	w.SetEndpoints(a, []*discoveryv1.EndpointSlice{at(7070, "10.0.0.9")}, time.Time{})
 	w.wants(t, "all pods on another port", w.sends(), "/a a/80 10.0.0.9:9090", sendsB)
 	if got := w.programmed(t, "a"); got != "False WaitingForNetworkPolicy" {
 		t.Errorf("the route says %s", got)
@@ -333,7 +333,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 	w.write()
 	w.later(settle)
 	w.wants(t, "when they are let through", w.sends(), "/a a/80 10.0.0.9:7070", sendsB)
-	w.SetEndpoints(a, nil)
+	w.SetEndpoints(a, nil, time.Time{})
 	w.wants(t, "without pods", w.sends(), "/a a/80", sendsB)
 }
 
@@ -341,7 +341,7 @@ func TestPodsOnAnotherPort(t *testing.T) {
 func TestEndpointsStayWithoutTheirPolicy(t *testing.T) {
 	w := newPolicyWorld(t)
 	w.SetPolicy(model.Key{Namespace: "shop", Name: "edge.a"}, nil, w.now)
-	w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices2("10.0.0.1", "10.0.0.9"))
+	w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices2("10.0.0.1", "10.0.0.9"), time.Time{})
 	w.wants(t, "without the policy", w.sends(), sendsA, sendsB)
 	w.write()
 	w.later(settle)
@@ -366,13 +366,13 @@ func TestARuleOnItsWayOut(t *testing.T) {
 		slices[0].Ports[0].Port = &port
 		return slices
 	}
-	w.SetEndpoints(a, slices(9090))
+	w.SetEndpoints(a, slices(9090), time.Time{})
 	w.write()
 	w.later(settle)
 	w.write()
 	w.later(grace)
 	changes, _ := w.NetworkPolicies(w.now) // port 8080 goes
-	w.SetEndpoints(a, slices(8080))
+	w.SetEndpoints(a, slices(8080), time.Time{})
 	w.wants(t, "back on the old port", w.sends(), "/a a/80 10.0.0.1:9090", sendsB)
 	for _, object := range changes.Apply {
 		w.SetPolicy(object.Key, &object.Policy, w.now)
@@ -389,12 +389,12 @@ func TestPodsThatAreNotReady(t *testing.T) {
 	slices := newSlices("http", "10.0.0.5")
 	slices[0].Ports[0].Port = new(int32(9090))
 	slices[0].Endpoints[0].Conditions.Ready = new(false)
-	w.SetEndpoints(a, slices)
+	w.SetEndpoints(a, slices, time.Time{})
 	w.write()
 	w.later(settle)
 	slices = newSlices("http", "10.0.0.5")
 	slices[0].Ports[0].Port = new(int32(9090))
-	w.SetEndpoints(a, slices)
+	w.SetEndpoints(a, slices, time.Time{})
 	w.wants(t, "as soon as it is ready", w.sends(), "/a a/80 10.0.0.5:9090", sendsB)
 }
 
@@ -411,7 +411,7 @@ func TestAnotherSelector(t *testing.T) {
 	w.later(grace)
 	w.write()
 	w.wants(t, "however long that takes", w.inCluster(), "edge.a: app=a:8080 app=green:8080", letB)
-	w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.7"))
+	w.SetEndpoints(model.Key{Namespace: "shop", Name: "a"}, newSlices("http", "10.0.0.7"), time.Time{})
 	w.wants(t, "the new pods", w.sends(), "/a a/80 10.0.0.7:8080", sendsB)
 	w.applied(t)
 	w.write()

@@ -86,7 +86,7 @@ func (w *policyWorld) disturb(random *rand.Rand) {
 		if random.IntN(3) == 0 {
 			service.Spec.Selector["version"] = fmt.Sprint(random.IntN(3))
 		}
-		w.SetEndpoints(key, w.slices[key])
+		w.SetEndpoints(key, w.slices[key], time.Time{})
 	case 7:
 		w.valid(random.IntN(2) == 0)
 	}

@@ -109,10 +109,10 @@ func Run(ctx context.Context, options Options) error {
 			screen.problems(append(problems, fmt.Sprintf("%v (what was read before stays in use)", err)))
 			return
 		}
-		plane.Configure(read.inputs, func(service model.Key) []*discoveryv1.EndpointSlice { return read.slices[service] })
+		plane.Configure(read.inputs, read.inputs.Now, func(service model.Key) []*discoveryv1.EndpointSlice { return read.slices[service] })
 		for _, service := range read.inputs.Services {
 			key := model.Key{Namespace: service.Namespace, Name: service.Name}
-			plane.SetEndpoints(key, read.slices[key])
+			plane.SetEndpoints(key, read.slices[key], read.inputs.Now)
 		}
 		problems = append(append(problems, read.problems...), host.run(plane.Result().Gateways)...)
 		screen.problems(problems)

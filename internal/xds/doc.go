@@ -51,8 +51,8 @@ const (
 // kinds is the one list of the resource types that travel.
 var kinds = [numKinds]struct {
 	url string
-	// noun is what people call a resource of this type.
-	noun string
+	// noun is what people call a resource of this type, label what metrics do.
+	noun, label string
 	// wildcard types are wanted whole by Envoy; of others it names what it wants.
 	wildcard bool
 	// refs finds what a resource needs; sorted, each once.
@@ -60,11 +60,11 @@ var kinds = [numKinds]struct {
 	// users is the type whose resources need those of this one.
 	users kind
 }{
-	clusters:  {url: resource.ClusterType, noun: "cluster", wildcard: true, refs: clusterRefs, users: routes},
-	endpoints: {url: resource.EndpointType, noun: "endpoints of cluster", users: clusters},
-	secrets:   {url: resource.SecretType, noun: "secret", users: listeners},
-	routes:    {url: resource.ScopedRouteType, noun: "routes", wildcard: true, refs: routeRefs},
-	listeners: {url: resource.ListenerType, noun: "listener", wildcard: true, refs: listenerRefs},
+	clusters:  {url: resource.ClusterType, noun: "cluster", label: "clusters", wildcard: true, refs: clusterRefs, users: routes},
+	endpoints: {url: resource.EndpointType, noun: "endpoints of cluster", label: "endpoints", users: clusters},
+	secrets:   {url: resource.SecretType, noun: "secret", label: "secrets", users: listeners},
+	routes:    {url: resource.ScopedRouteType, noun: "routes", label: "routes", wildcard: true, refs: routeRefs},
+	listeners: {url: resource.ListenerType, noun: "listener", label: "listeners", wildcard: true, refs: listenerRefs},
 }
 
 // Types returns the type URLs that travel, in the order in which they are

@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -58,9 +59,45 @@ type Server struct {
 
 	identify func(context.Context) (Peer, error)
 	log      logr.Logger
+	counts   [numKinds]counts
 
 	mu       sync.Mutex
 	gateways map[Gateway]*gateway
+}
+
+// counts are what has happened to one type since the start.
+type counts struct{ pushes, resources, refusals atomic.Uint64 }
+
+// Figures are what a Server counts of itself.
+type Figures struct {
+	Types []TypeFigures
+	// Agents that get configuration from this server now, by gateway.
+	Agents map[Gateway]int
+}
+
+// TypeFigures count, of one resource type and since the start, responses that
+// were sent to agents, resources in them (new, changed or removed), and what pods
+// have said that Envoy refuses.
+type TypeFigures struct {
+	Type                        string
+	Pushes, Resources, Refusals uint64
+}
+
+// Figures counts.
+func (s *Server) Figures() Figures {
+	figures := Figures{Agents: map[Gateway]int{}}
+	for k := range s.counts {
+		of := &s.counts[k]
+		figures.Types = append(figures.Types, TypeFigures{
+			Type: kinds[k].label, Pushes: of.pushes.Load(), Resources: of.resources.Load(), Refusals: of.refusals.Load(),
+		})
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, gw := range s.gateways {
+		figures.Agents[key] = int(gw.agents.Load())
+	}
+	return figures
 }
 
 // NewServer returns a Server that asks identify who a stream's peer is.
@@ -75,8 +112,9 @@ func (s *Server) Register(g *grpc.Server) {
 
 // gateway is what is wanted of one gateway, and who watches it.
 type gateway struct {
-	done context.Context // ends with Delete
-	end  context.CancelFunc
+	done   context.Context // ends with Delete
+	end    context.CancelFunc
+	agents atomic.Int32 // that are connected
 
 	// mu makes a watch and the version that it starts from one thing.
 	mu      sync.Mutex
@@ -272,7 +310,11 @@ func (p *Pod) Done() <-chan struct{} { return p.gateway.done.Done() }
 
 // Report replaces what was known of the pod.
 func (p *Pod) Report(state *reportv1.PodState) {
-	p.do(func() { p.gateway.tracker.report(p.state, state) })
+	p.do(func() {
+		for k, refused := range p.gateway.tracker.report(p.state, state) {
+			p.server.counts[k].refusals.Add(uint64(refused))
+		}
+	})
 }
 
 // Close forgets the pod.
@@ -300,7 +342,9 @@ func (s *Server) DeltaAggregatedResources(grpcStream discoveryv3.AggregatedDisco
 	if err != nil {
 		return grpcstatus.Errorf(codes.Unauthenticated, "the peer's certificate names no gateway: %v", err)
 	}
-	str := &stream{peer: peer, gateway: s.gateway(peer.Gateway)}
+	str := &stream{peer: peer, gateway: s.gateway(peer.Gateway), counts: &s.counts}
+	str.gateway.agents.Add(1)
+	defer str.gateway.agents.Add(-1)
 	// A server of its own for each stream, so that watches and callbacks know
 	// whose they are.
 	return delta.NewServer(str.gateway.done, str, str).DeltaStreamHandler(grpcStream, resource.AnyType)
@@ -311,6 +355,7 @@ func (s *Server) DeltaAggregatedResources(grpcStream discoveryv3.AggregatedDisco
 type stream struct {
 	peer    Peer
 	gateway *gateway
+	counts  *[numKinds]counts
 }
 
 // OnStreamDeltaRequest refuses who is not whom its certificate names, and agents
@@ -335,8 +380,12 @@ func (s *stream) OnDeltaStreamOpen(context.Context, int64, string) error { retur
 // OnDeltaStreamClosed has nothing to add.
 func (s *stream) OnDeltaStreamClosed(int64, *corev3.Node) {}
 
-// OnStreamDeltaResponse has nothing to add.
-func (s *stream) OnStreamDeltaResponse(int64, *discoveryv3.DeltaDiscoveryRequest, *discoveryv3.DeltaDiscoveryResponse) {
+// OnStreamDeltaResponse counts what is sent.
+func (s *stream) OnStreamDeltaResponse(_ int64, _ *discoveryv3.DeltaDiscoveryRequest, response *discoveryv3.DeltaDiscoveryResponse) {
+	if k, known := kindOf(response.GetTypeUrl()); known {
+		s.counts[k].pushes.Add(1)
+		s.counts[k].resources.Add(uint64(len(response.GetResources()) + len(response.GetRemovedResources())))
+	}
 }
 
 // CreateWatch refuses state-of-the-world requests.

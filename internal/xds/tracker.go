@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
@@ -123,14 +124,16 @@ func (t *tracker) advance(digests [numKinds]digest) {
 }
 
 // report takes the newest report of a stream. A pod that reconnects may have
-// two: the one that reported first lately is the newer.
-func (t *tracker) report(pod *podState, state *reportv1.PodState) {
+// two: the one that reported first lately is the newer. It returns how many
+// refusals are news, by kind.
+func (t *tracker) report(pod *podState, state *reportv1.PodState) (refused [numKinds]int) {
 	if !slices.Contains(t.pods, pod) {
 		t.pods = append(t.pods, pod)
 	}
 	pod.networkPolicy, pod.draining = state.GetNetworkPolicy(), state.GetDraining()
 	for k := range pod.kinds {
 		of := &pod.kinds[k]
+		refusal, withheld := of.refusal, of.withheld
 		of.refusal, of.withheld = nil, nil
 		at := slices.IndexFunc(state.GetTypes(), func(s *reportv1.TypeState) bool { return s.GetTypeUrl() == kinds[k].url })
 		if at < 0 {
@@ -138,6 +141,14 @@ func (t *tracker) report(pod *podState, state *reportv1.PodState) {
 		}
 		of.refusal = state.GetTypes()[at].GetRefusal()
 		of.withheld = state.GetTypes()[at].GetWithheld()
+		if of.refusal != nil && !bytes.Equal(of.refusal.GetContent(), refusal.GetContent()) {
+			refused[k]++
+		}
+		for _, now := range of.withheld {
+			if !slices.ContainsFunc(withheld, func(before *reportv1.Withheld) bool { return before.GetObject() == now.GetObject() }) {
+				refused[k]++
+			}
+		}
 		of.content, of.acknowledged = parseDigest(state.GetTypes()[at].GetAcknowledged())
 		for _, v := range slices.Backward(t.vectors) {
 			if of.acknowledged && v.digests[k] == of.content {
@@ -146,6 +157,7 @@ func (t *tracker) report(pod *podState, state *reportv1.PodState) {
 			}
 		}
 	}
+	return refused
 }
 
 func (t *tracker) close(pod *podState) {

@@ -155,6 +155,35 @@ func TestDigestsAreAlikeInAnyOrder(t *testing.T) {
 	}
 }
 
+func TestTrackerTellsWhichRefusalsAreNews(t *testing.T) {
+	tr, pod := &tracker{}, &podState{pod: "pod"}
+	tr.advance(contents("aaaa"))
+	withholding := func(objects ...string) *reportv1.PodState {
+		state := having("aaaa")
+		for _, object := range objects {
+			state.Types[routes].Withheld = append(state.Types[routes].Withheld, &reportv1.Withheld{Object: object})
+		}
+		return state
+	}
+	for i, step := range []struct {
+		report *reportv1.PodState
+		want   int
+	}{
+		{having("aaaa"), 0},
+		{refusing("aaaa", "aaba"), 1},
+		{refusing("aaaa", "aaba"), 0}, // the same still
+		{refusing("aaaa", "aaca"), 1},
+		{withholding("shop/a", "shop/b"), 2},
+		{withholding("shop/b", "shop/c"), 1},
+		{having("aaaa"), 0},
+		{withholding("shop/b"), 1}, // again
+	} {
+		if got := tr.report(pod, step.report); got != [numKinds]int{routes: step.want} {
+			t.Errorf("step %d: %v, not %d of routes", i, got, step.want)
+		}
+	}
+}
+
 func TestTrackerStaysSmall(t *testing.T) {
 	tr := &tracker{}
 	for v := range uint64(5000) {

@@ -210,7 +210,12 @@ var _ = Describe("What is deployed", Label("deploy"), func() {
 		Expect(body).NotTo(ContainSubstring("controller_runtime"))
 		status, body = scrape(token("prometheus"))
 		Expect(status).To(Equal(http.StatusOK))
-		Expect(body).To(ContainSubstring("controller_runtime_reconcile_total"))
+		for _, metric := range []string{
+			"controller_runtime_reconcile_total", "meshroute_build_seconds_count", `meshroute_pushes_total{type="routes"}`,
+			`meshroute_pushed_resources_total{type="clusters"}`, `meshroute_nacks_total{type="routes"}`, "meshroute_routes_held",
+		} {
+			Expect(body).To(ContainSubstring(metric))
+		}
 	})
 
 	It("comes with samples that are accepted, and none is left out", func(ctx SpecContext) {
