@@ -68,6 +68,8 @@ const (
 	// ReasonInvalidRegularExpression: a match holds a regular expression that is
 	// none, or that is too big.
 	ReasonInvalidRegularExpression = "InvalidRegularExpression"
+	// ReasonRedirectLoop: a redirect leads to where it comes from.
+	ReasonRedirectLoop = "RedirectLoop"
 	// ReasonPortNotFound: a backend names a port that its Service does not have.
 	ReasonPortNotFound = "PortNotFound"
 	// ReasonUnsupportedService: a backend's Service cannot be routed to.

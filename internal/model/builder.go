@@ -459,7 +459,7 @@ func (l *link) contributions() []contribution {
 	var all []contribution
 	for i := range l.parents {
 		to := &l.parents[i]
-		if attached, _ := to.attached(l); !attached {
+		if attached, _, _ := to.attached(l); !attached {
 			continue
 		}
 		at := slices.IndexFunc(all, func(c contribution) bool { return c.gateway == to.gateway })

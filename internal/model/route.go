@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -120,21 +121,31 @@ func (b *linker) claim(source *v1alpha1.ServiceRoute, rules []rule, gw *gateway,
 
 // attached tells whether a route is attached by this parentRef: it is not where
 // others have all that it asks for, or nothing of it is valid. leftOut says what
-// of it is, and why.
-func (a *attachment) attached(by *link) (attached bool, leftOut []string) {
+// of it is, and why; reason is that of the first.
+func (a *attachment) attached(by *link) (attached bool, reason string, leftOut []string) {
 	if a.gateway == nil {
-		return false, nil
+		return false, "", nil
 	}
 	placed := false
 	for _, rule := range by.rules {
 		leftOut = append(leftOut, rule.invalid...)
 	}
+	if len(leftOut) > 0 {
+		reason = v1alpha1.ReasonInvalidRegularExpression
+	}
+	var circles []string
 	for _, host := range a.hosts {
 		lost, some := host.lost[by]
 		placed = placed || !some || lost.placed
-		leftOut = append(leftOut, lost.conflicts...)
+		if leftOut = append(leftOut, lost.conflicts...); len(lost.conflicts) > 0 {
+			reason = cmp.Or(reason, v1alpha1.ReasonRouteConflict)
+		}
+		circles = append(circles, lost.circles...)
 	}
-	return placed || len(leftOut) == 0, leftOut
+	if leftOut = append(leftOut, circles...); len(circles) > 0 {
+		reason = cmp.Or(reason, v1alpha1.ReasonRedirectLoop)
+	}
+	return placed || len(leftOut) == 0, reason, leftOut
 }
 
 // judge is the status of a route, now that it is known what others have.
@@ -161,11 +172,7 @@ func (b *Builder) judge(by *link) *RouteStatus {
 
 func (b *Builder) judgeParent(by *link, a *attachment, parent *ParentStatus) {
 	key := a.gateway.model.Key
-	why := v1alpha1.ReasonRouteConflict
-	if slices.ContainsFunc(by.rules, func(r rule) bool { return len(r.invalid) > 0 }) {
-		why = v1alpha1.ReasonInvalidRegularExpression
-	}
-	switch attached, leftOut := a.attached(by); {
+	switch attached, why, leftOut := a.attached(by); {
 	case !attached:
 		parent.add(v1alpha1.ConditionAccepted, metav1.ConditionFalse, why, joined(leftOut))
 		return
@@ -272,7 +279,9 @@ type outcome struct {
 	// conflicts are a sentence for each match that others, or an earlier rule of
 	// its own, have already.
 	conflicts []string
-	placed    bool // any of its matches
+	// circles are the same for each match that would be redirected to itself.
+	circles []string
+	placed  bool // any of its matches
 }
 
 func (b *Builder) host(key hostKey) *host {
@@ -290,12 +299,22 @@ func (h *host) place() {
 	owner := map[string]string{} // match key → who has it
 	var ranked []rankedRoute
 	h.lost, h.routes = nil, nil
+	on := h.gateway.ports[h.port]
 	for _, by := range h.claims {
 		var got outcome
 		for _, rule := range by.rules {
 			prefix := by.age.String() + "/" + rule.name + "/"
 			for _, match := range rule.matches {
 				name, key := prefix+strconv.Itoa(match.index), match.key()
+				made := rule.route
+				made.Name, made.Match = name, match.Match
+				made.Redirect = made.Redirect.on(h.hostname, on)
+				if made.circles(h.hostname, on) {
+					// Whoever else asks for it has it: what is redirected to https
+					// goes there to be answered.
+					got.circles = append(got.circles, circle(rule.name, match.Match, h.hostname, on))
+					continue
+				}
 				if other, taken := owner[key]; taken {
 					if strings.HasPrefix(other, prefix) {
 						got.placed = true // its rule lists it twice: nothing is left out
@@ -307,13 +326,10 @@ func (h *host) place() {
 				}
 				owner[key] = name
 				got.placed = true
-				made := rule.route
-				made.Name, made.Match = name, match.Match
-				made.Redirect = made.Redirect.on(h.hostname, h.gateway.ports[h.port])
 				ranked = append(ranked, rankedRoute{Route: made, order: len(ranked)})
 			}
 		}
-		if len(got.conflicts) > 0 || !got.placed {
+		if len(got.conflicts)+len(got.circles) > 0 || !got.placed {
 			if h.lost == nil {
 				h.lost = map[*link]outcome{}
 			}
