@@ -24,30 +24,46 @@ const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOpti
 // that nobody asked to be refused.
 const unlimited = 1 << 30
 
+// What many clusters have alike they share: messages are never changed, and there
+// may be thousands of them.
+var (
+	connectTimeoutOfAll = durationpb.New(connectTimeout)
+	balancingOfAll      = &clusterv3.Cluster_CommonLbConfig{
+		// An endpoint known to be broken gets no requests, even when most of
+		// them are. But when all are set aside (the last one that was not has
+		// just gone), all are asked: below 1 % is none.
+		HealthyPanicThreshold: panicThreshold(),
+	}
+	concurrencyOfAll = unlimitedConcurrency()
+	protocolsOf      = map[bool]map[string]*anypb.Any{
+		false: {httpProtocolOptions: protocolOptions(false)},
+		true:  {httpProtocolOptions: protocolOptions(true)},
+	}
+	ejectionOf       = map[bool]*clusterv3.OutlierDetection{false: ejection(false), true: ejection(true)}
+	bindingOfAll     = &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{userTimeout()}}
+	connectionsOfAll = &clusterv3.UpstreamConnectionOptions{
+		TcpKeepalive: &corev3.TcpKeepalive{
+			KeepaliveTime:     wrapperspb.UInt32(keepaliveTime),
+			KeepaliveInterval: wrapperspb.UInt32(1),
+			KeepaliveProbes:   wrapperspb.UInt32(2),
+		},
+	}
+	endpointsByADS = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: adsConfigSource()}
+)
+
 func cluster(from model.Cluster) *clusterv3.Cluster {
 	to := &clusterv3.Cluster{
 		Name:           from.Name,
-		ConnectTimeout: durationpb.New(connectTimeout),
+		ConnectTimeout: connectTimeoutOfAll,
 		LbPolicy:       lbPolicies[from.LoadBalancing],
-		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{
-			// An endpoint known to be broken gets no requests, even when most of
-			// them are. But when all are set aside (the last one that was not has
-			// just gone), all are asked: below 1 % is none.
-			HealthyPanicThreshold: panicThreshold(),
-		},
+		CommonLbConfig: balancingOfAll,
 		// An endpoint that left its EndpointSlice is gone at once.
 		IgnoreHealthOnHostRemoval:     true,
-		CircuitBreakers:               unlimitedConcurrency(),
-		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpProtocolOptions: protocolOptions(from.HTTP2)},
-		OutlierDetection:              ejection(from.BackedUp),
-		UpstreamBindConfig:            &corev3.BindConfig{SocketOptions: []*corev3.SocketOption{userTimeout()}},
-		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{
-			TcpKeepalive: &corev3.TcpKeepalive{
-				KeepaliveTime:     wrapperspb.UInt32(keepaliveTime),
-				KeepaliveInterval: wrapperspb.UInt32(1),
-				KeepaliveProbes:   wrapperspb.UInt32(2),
-			},
-		},
+		CircuitBreakers:               concurrencyOfAll,
+		TypedExtensionProtocolOptions: protocolsOf[from.HTTP2],
+		OutlierDetection:              ejectionOf[from.BackedUp],
+		UpstreamBindConfig:            bindingOfAll,
+		UpstreamConnectionOptions:     connectionsOfAll,
 	}
 	if from.PreferZone {
 		to.LoadBalancingPolicy = nearest(from.LoadBalancing)
@@ -64,7 +80,7 @@ func cluster(from model.Cluster) *clusterv3.Cluster {
 		return to
 	}
 	to.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS}
-	to.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: adsConfigSource()}
+	to.EdsClusterConfig = endpointsByADS
 	return to
 }
 

@@ -23,7 +23,7 @@ func failover(from model.Failover) *clusterv3.Cluster {
 		}},
 		LbPolicy: clusterv3.Cluster_CLUSTER_PROVIDED,
 		// Retries are counted here, all else in the members.
-		CircuitBreakers: unlimitedConcurrency(),
+		CircuitBreakers: concurrencyOfAll,
 		// While nobody has a healthy endpoint all are asked, as within a cluster;
 		// but not sooner.
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: panicThreshold()},

@@ -121,11 +121,14 @@ func allMissing(backends []model.WeightedCluster) bool {
 func routeAction(from *model.Route) *routev3.RouteAction {
 	action := &routev3.RouteAction{
 		Timeout:     durationpb.New(from.Timeout),
-		RetryPolicy: untouchedRetries(),
+		RetryPolicy: retriesOfMost,
 		HashPolicy:  hashPolicy(from.Hash),
 		// The share of a backend that could not be resolved is answered like a
 		// rule that has no other.
 		ClusterNotFoundResponseCode: routev3.RouteAction_INTERNAL_SERVER_ERROR,
+	}
+	if from.BackendTimeout > 0 || from.FailsOver {
+		action.RetryPolicy = untouchedRetries()
 	}
 	if from.BackendTimeout > 0 {
 		action.RetryPolicy.PerTryTimeout = durationpb.New(from.BackendTimeout)
@@ -167,6 +170,9 @@ func regexRewrite(pattern, substitution string) *matcherv3.RegexMatchAndSubstitu
 		Substitution: substitution,
 	}
 }
+
+// retriesOfMost are shared by thousands of routes: messages are never changed.
+var retriesOfMost = untouchedRetries()
 
 // untouchedRetries repeats, on another endpoint, a request of which no endpoint
 // has seen anything: the connection could not be made, or it broke before the

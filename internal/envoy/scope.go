@@ -111,13 +111,20 @@ func (s scopes) list(to map[string]proto.Message) {
 	}
 }
 
+// What all scopes have alike they share: messages are never changed, and there may
+// be thousands of them.
+var (
+	noRoute           = &routev3.Route{Name: NoRoute, Match: match(model.Match{Path: "/"}), Action: directResponse(404, "")}
+	maxBodyOfAll      = wrapperspb.UInt32(maxBody)
+	notForTheBackends = []string{scopeHeader}
+	everyHost         = []string{"*"}
+)
+
 func exactScope(port string, host model.VirtualHost) *routev3.ScopedRouteConfiguration {
 	made := virtualHost(host)
-	made.Domains = []string{"*"} // whoever comes here asked for this host
-	if n := len(made.GetRoutes()); n == 0 || !proto.Equal(made.GetRoutes()[n-1].GetMatch(), match(model.Match{Path: "/"})) {
-		made.Routes = append(made.Routes, &routev3.Route{
-			Name: NoRoute, Match: match(model.Match{Path: "/"}), Action: directResponse(404, ""),
-		})
+	made.Domains = everyHost // whoever comes here asked for this host
+	if n := len(made.GetRoutes()); n == 0 || !proto.Equal(made.GetRoutes()[n-1].GetMatch(), noRoute.GetMatch()) {
+		made.Routes = append(made.Routes, noRoute)
 	}
 	return scope(port, host.Hostname, &routev3.RouteConfiguration{
 		VirtualHosts:         []*routev3.VirtualHost{made},
@@ -128,8 +135,8 @@ func exactScope(port string, host model.VirtualHost) *routev3.ScopedRouteConfigu
 func scope(port, host string, routes *routev3.RouteConfiguration) *routev3.ScopedRouteConfiguration {
 	name := port + "/" + host
 	routes.Name = name
-	routes.MaxDirectResponseBodySizeBytes = wrapperspb.UInt32(maxBody)
-	routes.RequestHeadersToRemove = []string{scopeHeader}
+	routes.MaxDirectResponseBodySizeBytes = maxBodyOfAll
+	routes.RequestHeadersToRemove = notForTheBackends
 	return &routev3.ScopedRouteConfiguration{
 		Name: name, RouteConfiguration: routes,
 		Key: &routev3.ScopedRouteConfiguration_Key{Fragments: []*routev3.ScopedRouteConfiguration_Key_Fragment{{
