@@ -58,6 +58,9 @@ type StatusReconciler struct {
 	// Refusal tells why an object that runs a gateway was refused; nil where none
 	// was.
 	Refusal func(gateway model.Key) *model.Trouble
+	// Built is closed after the first build: before it, nothing is known of any
+	// object.
+	Built <-chan struct{}
 	// Changed is told whenever a status may have to be different.
 	Changed <-chan event.GenericEvent
 
@@ -66,6 +69,11 @@ type StatusReconciler struct {
 
 // Reconcile brings all statuses up to date.
 func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl.Result, error) {
+	select {
+	case <-r.Built:
+	default:
+		return ctrl.Result{RequeueAfter: statusDelay}, nil
+	}
 	if r.started.IsZero() {
 		r.started = r.Clock.Now()
 	}

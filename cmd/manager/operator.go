@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -108,15 +107,8 @@ func newScheme(grants schema.GroupVersion) (*runtime.Scheme, error) {
 	return scheme, errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme))
 }
 
-// gcPercent lets the heap grow more than Go would before it is collected. What a
-// change builds anew is small against what the caches hold, and a collection in
-// the middle of it makes the change late.
-const gcPercent = 300
-
 func runOperator(ctx context.Context, options operatorOptions) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	go keepMemorySmall(ctx)
 	options.service = cmp.Or(options.service, "meshroute-manager."+options.namespace+".svc")
 	log := ctrl.Log.WithName("operator")
 	config, err := ctrl.GetConfig()
@@ -240,7 +232,7 @@ func runOperator(ctx context.Context, options operatorOptions) error {
 		},
 		func() error {
 			return (&controllers.StatusReconciler{
-				Client: mgr.GetClient(), Dataplane: plane, Refusal: gateways.Refusal, Changed: toStatus, Clock: clock.RealClock{},
+				Client: mgr.GetClient(), Dataplane: plane, Refusal: gateways.Refusal, Built: built, Changed: toStatus, Clock: clock.RealClock{},
 			}).SetupWithManager(mgr)
 		},
 		func() error { return mgr.Add(authority) },
