@@ -70,6 +70,10 @@ func memory(ctx context.Context, b *bench) error {
 // away: the change's status says so when pods have acknowledged everything.
 func coldStart(ctx context.Context, b *bench) error {
 	b.operator.Hold()
+	offset, err := b.auditEnd()
+	if err != nil {
+		return err
+	}
 	added := route(b.fresh("meanwhile"), b.serviceOf(0))
 	if err := b.create(ctx, added); err != nil {
 		return err
@@ -113,9 +117,14 @@ func coldStart(ctx context.Context, b *bench) error {
 	}
 	acknowledged := time.Since(started)
 	used := cpu(b.operator.PID())
+	writes, err := b.writesSince(offset)
+	if err != nil {
+		return err
+	}
 	delete(others, http.StatusNotFound)
 	b.row("manager starts → a route created meanwhile answers; everything is acknowledged, and statuses say so", "%.1f s; %.1f s (CPU of the manager %s); other answers than 404 on the way: %v",
 		answered.Seconds(), acknowledged.Seconds(), used.Round(100*time.Millisecond), others)
+	b.row("… writes to the API by then", "%v", writes)
 	time.Sleep(5 * time.Second)
 	b.row("… memory of the manager after it", "%d MiB; at most %d MiB", rss(b.operator.PID()), peak(b.operator.PID()))
 	if err := b.profile(ctx, "cold-start"); err != nil {
