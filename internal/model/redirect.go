@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // circles tells whether a redirect, as it is for a hostname on a port, sends the
@@ -23,13 +25,13 @@ func (r *Route) circles(hostname string, p *port) bool {
 		return false
 	}
 	// The client may come back another: by another method, or with a cookie.
-	switch to.Status {
+	switch method := gatewayv1.HTTPMethod(r.Match.Method); to.Status {
 	case 301, 302:
-		if r.Match.Method == "POST" {
+		if method == gatewayv1.HTTPMethodPost {
 			return false
 		}
 	case 303:
-		if r.Match.Method != "" && r.Match.Method != "GET" && r.Match.Method != "HEAD" {
+		if method != "" && method != gatewayv1.HTTPMethodGet && method != gatewayv1.HTTPMethodHead {
 			return false
 		}
 	}
