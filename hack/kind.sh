@@ -72,7 +72,9 @@ networking:
   # Calico takes its place.
   disableDefaultCNI: true
 nodes:
+# Each in a zone of its own.
 - role: control-plane
+  labels: {topology.kubernetes.io/zone: zone-a}
   # Pods may run on both nodes.
   kubeadmConfigPatches:
   - |
@@ -86,6 +88,7 @@ YAML
     echo "  - {hostPort: $port, containerPort: $port, listenAddress: 127.0.0.1}"
   done
   echo "- role: worker"
+  echo "  labels: {topology.kubernetes.io/zone: zone-b}"
   if [[ ! -f /sys/fs/cgroup/cgroup.controllers ]]; then
     # Kubernetes wants to be told that cgroups of version 1 are meant.
     cat <<YAML

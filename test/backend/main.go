@@ -5,7 +5,9 @@
 //	backend dial HOST:PORT…  try to open connections, and print what came of it
 //	backend grafana          stand in for Grafana in the monitoring sample
 //
-// A request may ask for ?status=503 and ?delay=200ms. When it is told to end, it
+// A request may ask for ?status=503 and ?delay=200ms. /healthz answers 200, or what
+// a request for /turn?status=503 said last; answers tell how often a gateway's
+// check has asked for any page of this server. When it is told to end, it
 // stops being ready, goes on for a while (DRAIN, 3s) until nobody sends any more,
 // and finishes what it has begun: as a well-behaved server does.
 package main
@@ -58,6 +60,10 @@ func serve(ctx context.Context, handler http.Handler, addresses ...string) error
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", handler)
+	var health atomic.Int64
+	health.Store(http.StatusOK)
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(health.Load())) })
+	mux.HandleFunc("/turn", func(_ http.ResponseWriter, r *http.Request) { health.Store(int64(statusOf(r))) })
 	var ending atomic.Bool
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if ending.Load() {
@@ -69,7 +75,7 @@ func serve(ctx context.Context, handler http.Handler, addresses ...string) error
 	failed := make(chan error, len(addresses))
 	servers := make([]*http.Server, 0, len(addresses))
 	for _, address := range addresses {
-		server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+		server := &http.Server{Addr: address, Handler: counted(mux), ReadHeaderTimeout: 10 * time.Second}
 		servers = append(servers, server)
 		go func() { failed <- server.ListenAndServe() }()
 	}
@@ -88,6 +94,27 @@ func serve(ctx context.Context, handler http.Handler, addresses ...string) error
 	}
 	ended.Wait()
 	return nil
+}
+
+// checks counts the requests of Envoys' health checks.
+var checks atomic.Int64
+
+func counted(handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.UserAgent() == "Envoy/HC" {
+			checks.Add(1)
+		}
+		handler.ServeHTTP(w, r)
+	})
+}
+
+// statusOf is the status that a request asks for.
+func statusOf(r *http.Request) int {
+	status, err := strconv.Atoi(r.URL.Query().Get("status"))
+	if err != nil || status < 200 || status > 599 {
+		return http.StatusOK
+	}
+	return status
 }
 
 // echo answers with the request as it arrived, and with the pod's name.
@@ -109,15 +136,11 @@ func echo() http.Handler {
 		if err != nil {
 			return // the client is gone
 		}
-		status, err := strconv.Atoi(query.Get("status"))
-		if err != nil || status < 200 || status > 599 {
-			status = http.StatusOK
-		}
 		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
+		w.WriteHeader(statusOf(r))
 		_ = json.NewEncoder(w).Encode(map[string]any{
 			"pod": pod, "host": r.Host, "method": r.Method, "path": r.URL.RequestURI(), "proto": r.Proto,
-			"headers": r.Header, "from": r.RemoteAddr, "length": len(body),
+			"headers": r.Header, "from": r.RemoteAddr, "length": len(body), "checks": checks.Load(),
 		})
 	})
 }

@@ -26,6 +26,8 @@ type echo struct {
 	Host    string              `json:"host"`
 	Path    string              `json:"path"`
 	Headers map[string][]string `json:"headers"`
+	// Checks are how often gateways have asked for the pod's health.
+	Checks int64 `json:"checks"`
 }
 
 var newConnections = &http.Client{
