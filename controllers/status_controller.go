@@ -169,6 +169,7 @@ func (r *StatusReconciler) workloads(ctx context.Context) (map[model.Key]model.W
 				return nil, fmt.Errorf("read the pods of Deployment %s: %w", key, err)
 			}
 			known.Pods = model.PodTrouble(gw.Key, &deployment, pointers(pods.Items))
+			known.Zoneless = model.Zoneless(pointers(pods.Items))
 		case client.IgnoreNotFound(err) != nil:
 			return nil, fmt.Errorf("read Deployment %s: %w", key, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -323,7 +324,7 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 	}
 
 	if len(mesh.Conditions) == 1 && mesh.Conditions[0].Status == metav1.ConditionTrue {
-		message := joined(append([]string{"serving"}, relieved...))
+		message := joined(slices.Concat([]string{"serving"}, relieved, zoneless(route, o)))
 		mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, message)
 		if len(empty) > 0 {
 			mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonNoEndpoints, joined(empty))
@@ -331,6 +332,25 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 		mesh.Conditions = at(route.Generation, mesh.Conditions)
 	}
 	return mesh
+}
+
+// zoneless are a sentence for each Service of a route of which near endpoints are
+// to be preferred, and are not, because a gateway does not know what is near.
+func zoneless(route *RouteStatus, o Observations) (sentences []string) {
+	for _, backend := range route.Backends {
+		if backend.Cluster == nil || !backend.Cluster.PreferZone {
+			continue
+		}
+		for _, parent := range route.Parents {
+			if parent.Gateway == nil || o.Workloads[*parent.Gateway].Zoneless == "" {
+				continue
+			}
+			sentences = append(sentences, fmt.Sprintf(
+				"Service %s has a trafficDistribution, and pod %s of the gateway no label %s, so it prefers no endpoints: see that its node has that label (Kubernetes copies it to new pods since 1.35)",
+				backend.Service, o.Workloads[*parent.Gateway].Zoneless, corev1.LabelTopologyZone))
+		}
+	}
+	return sentences
 }
 
 // relieved tells whether, in every rule in which a cluster of the route takes

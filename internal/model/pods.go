@@ -25,6 +25,8 @@ type Workload struct {
 	Refused *Trouble
 	// Pods is why pods do not run; nil where that is not known, or they do.
 	Pods *Trouble
+	// Zoneless is a pod that does not know its zone; empty where there is none.
+	Zoneless string
 }
 
 // Trouble is what is wrong: the reason of a condition, and a sentence that says
@@ -74,6 +76,20 @@ func PodTrouble(gateway Key, deployment *appsv1.Deployment, pods []*corev1.Pod) 
 			gateway, gateway.Namespace, gateway.Name)}
 	}
 	return nil
+}
+
+// Zoneless names a pod that runs and does not know in which zone: it prefers no
+// endpoints, whatever their Service asks for. Empty where all know it. Pods may
+// come in any order.
+func Zoneless(pods []*corev1.Pod) string {
+	first := ""
+	for _, pod := range pods {
+		placed := pod.Spec.NodeName != "" && pod.DeletionTimestamp == nil
+		if name := nameOf(pod); placed && pod.Labels[corev1.LabelTopologyZone] == "" && (first == "" || name < first) {
+			first = name
+		}
+	}
+	return first
 }
 
 func deploymentCondition(deployment *appsv1.Deployment, kind appsv1.DeploymentConditionType) *appsv1.DeploymentCondition {

@@ -130,3 +130,50 @@ func TestPodTrouble(t *testing.T) {
 		})
 	}
 }
+
+// That near endpoints are not preferred is told of routes that lead to a Service
+// which asks for it, and only there.
+func TestPodsWithoutZones(t *testing.T) {
+	t.Parallel()
+	pod := func(name, node, zone string) *corev1.Pod {
+		made := &corev1.Pod{Namespace: "infra", Name: name, Spec: corev1.PodSpec{NodeName: node}}
+		if zone != "" {
+			made.Labels = map[string]string{corev1.LabelTopologyZone: zone}
+		}
+		return made
+	}
+	leaving := pod("edge-0", "one", "")
+	leaving.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)}
+	const serving = "Ready=True Ready: serving"
+	for name, test := range map[string]struct {
+		pods   []*corev1.Pod
+		prefer bool
+		want   string
+	}{
+		"all have one": {pods: []*corev1.Pod{pod("edge-1", "one", "a"), pod("edge-2", "two", "b")}, prefer: true, want: serving},
+		"one has none": {pods: []*corev1.Pod{pod("edge-3", "one", ""), pod("edge-1", "one", "a"), pod("edge-2", "two", "")}, prefer: true, want: serving +
+			"; Service shop/web has a trafficDistribution, and pod infra/edge-2 of the gateway no label topology.kubernetes.io/zone, so it prefers no endpoints" +
+			": see that its node has that label (Kubernetes copies it to new pods since 1.35)"},
+		"nobody wants to know":     {pods: []*corev1.Pod{pod("edge-1", "one", "")}, want: serving},
+		"one that is leaving":      {pods: []*corev1.Pod{leaving, pod("edge-1", "one", "a")}, prefer: true, want: serving},
+		"one that has no node yet": {pods: []*corev1.Pod{pod("edge-1", "", "")}, prefer: true, want: serving},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			route, gateway := Key{"shop", "web"}, Key{"infra", "edge"}
+			accepted := condition(v1alpha1.ConditionAccepted, metav1.ConditionTrue, "Accepted", "attached")
+			out := Observe(Result{Routes: []*RouteStatus{{
+				Key:      route,
+				Backends: []BackendStatus{{Service: Key{"shop", "web"}, Port: "80", Cluster: &Cluster{Name: "web", PreferZone: test.prefer}}},
+				Parents:  []ParentStatus{{Gateway: &gateway, Conditions: []metav1.Condition{accepted}}},
+			}}}, Observations{
+				Endpoints:     map[string]EndpointSet{"web": {Serving: []Endpoint{{Address: "10.0.0.1", Port: 80}}}},
+				RouteProgress: func(Key, Key) Progress { return Progress{Pods: 1, Acknowledged: 1} },
+				Workloads:     map[Key]Workload{gateway: {Zoneless: Zoneless(test.pods)}},
+			})
+			if diff := cmp.Diff([]string{test.want}, lines(t, 0, out.MeshRoutes[route].Conditions)); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
