@@ -54,6 +54,10 @@ func newCity(routes, services int) *city {
 		c.in.ServiceRoutes = append(c.in.ServiceRoutes, c.route(i, fmt.Sprintf("service-%04d", i%services)))
 	}
 	c.configure()
+	changes, _ := c.NetworkPolicies(c.now)
+	for _, object := range changes.Apply {
+		c.SetPolicy(object.Key, &object.Policy, c.now)
+	}
 	return c
 }
 

@@ -70,6 +70,11 @@ type Dataplane struct {
 	// policies in the cluster, and what of them is unwanted.
 	policies  map[model.Key]observedPolicy
 	lingering map[ruleOf]lingering
+	// through are the ways that lead through a policy, stale the policies that may
+	// not be as wanted any more; anyStale: any may not.
+	through  map[model.Key][]*reach
+	stale    map[model.Key]struct{}
+	anyStale bool
 	// refusals are why the API server does not take some of them.
 	refusals map[model.Key]string
 	// refused is what is written down of routes that Envoy refuses.
@@ -104,6 +109,9 @@ type gateway struct {
 	policies map[model.Key]policySince
 	// declared are the checks that HealthPolicies declare of what it was told.
 	declared map[string]model.Health
+	// guarded is what its policies depend on but for its clusters, as it was when
+	// they were looked at last.
+	guarded guarded
 	// released are the gateway's routes in the version that it was told; held
 	// are those of which there is a newer one that waits for a network policy.
 	released map[model.Key]*v1alpha1.ServiceRoute
@@ -176,6 +184,9 @@ func New(server *xds.Server, names *PolicyNames) *Dataplane {
 		derived:   map[string]derived{},
 		names:     names,
 		policies:  map[model.Key]observedPolicy{},
+		through:   map[model.Key][]*reach{},
+		stale:     map[model.Key]struct{}{},
+		anyStale:  true,
 		refusals:  map[model.Key]string{},
 		referred:  map[model.Key]int{},
 		refused:   map[model.Key]*Refusal{},
@@ -394,8 +405,9 @@ func (d *Dataplane) leave(known *gateway, had []model.Cluster) {
 		if known.needs(cluster.Name) {
 			continue
 		}
-		if known.reach[cluster.Name] != nil {
+		if r := known.reach[cluster.Name]; r != nil {
 			known.moved = true
+			d.leaveThrough(r)
 		}
 		delete(known.reach, cluster.Name)
 		delete(known.blocked, cluster.Name)
@@ -424,7 +436,7 @@ func (d *Dataplane) use(cluster model.Cluster, newest bool, slicesOf func(model.
 		return
 	}
 	d.endpoints[cluster.Name] = newClusterEndpoints(cluster, slicesOf(cluster.Service))
-	d.uses[cluster.Service] = append(without(d.uses[cluster.Service], cluster.Name), cluster)
+	d.uses[cluster.Service] = append(withoutNamed(d.uses[cluster.Service], cluster.Name), cluster)
 }
 
 // disuse forgets the endpoints of a cluster that no gateway needs.
@@ -436,14 +448,18 @@ func (d *Dataplane) disuse(cluster model.Cluster) {
 	}
 	delete(d.endpoints, cluster.Name)
 	delete(d.derived, cluster.Name)
-	if d.uses[cluster.Service] = without(d.uses[cluster.Service], cluster.Name); len(d.uses[cluster.Service]) == 0 {
+	if d.uses[cluster.Service] = withoutNamed(d.uses[cluster.Service], cluster.Name); len(d.uses[cluster.Service]) == 0 {
 		delete(d.uses, cluster.Service)
 		delete(d.probes, cluster.Service)
 	}
 }
 
-func without(clusters []model.Cluster, name string) []model.Cluster {
+func withoutNamed(clusters []model.Cluster, name string) []model.Cluster {
 	return slices.DeleteFunc(clusters, func(c model.Cluster) bool { return c.Name == name })
+}
+
+func without(reaches []*reach, gone *reach) []*reach {
+	return slices.DeleteFunc(reaches, func(r *reach) bool { return r == gone })
 }
 
 func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSlice) *clusterEndpoints {
@@ -573,6 +589,10 @@ func (d *Dataplane) forget(in model.Inputs, foreign []model.Key) {
 	for key := range d.gateways {
 		if !wanted[key] {
 			gone := d.gateways[key]
+			for _, r := range gone.reach {
+				d.leaveThrough(r)
+			}
+			d.anyStale = true
 			d.server.Delete(xds.Gateway(key))
 			delete(d.gateways, key)
 			for _, had := range [][]model.Cluster{gone.model.Clusters, gone.told.Clusters} {

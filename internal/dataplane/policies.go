@@ -3,7 +3,6 @@ package dataplane
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -61,13 +60,25 @@ type PolicyNames struct {
 // observedPolicy is a policy in the cluster.
 type observedPolicy struct {
 	model.Policy
-	// seen tells since when each rule is there. A rule that is about to be
+	// seen tells since when each rule is there; sorted. A rule that is about to be
 	// removed is not in it any more.
-	seen map[model.PolicyRule]time.Time
+	seen []seenRule
+}
+
+type seenRule struct {
+	model.PolicyRule
+	since time.Time
+}
+
+func (p observedPolicy) find(rule model.PolicyRule) (at int, there bool) {
+	return slices.BinarySearchFunc(p.seen, rule, func(seen seenRule, rule model.PolicyRule) int {
+		return model.ComparePolicyRules(seen.PolicyRule, rule)
+	})
 }
 
 // reach is how a gateway gets to a cluster.
 type reach struct {
+	gateway *gateway
 	cluster model.Cluster
 	service model.BackendService
 	// egress and isolation are the policies in between.
@@ -77,13 +88,18 @@ type reach struct {
 	needs     []model.PolicyRule
 	// given are the endpoints that Envoy gets, each with the rule that lets it be
 	// reached, and used these rules, each once.
-	given    map[model.Endpoint]model.PolicyRule
+	given    []givenEndpoint // sorted
 	used     []model.PolicyRule
 	resource proto.Message
 	// withheld are rules that are not there yet for endpoints that Envoy does
 	// not get therefore.
 	withheld []model.PolicyRule
 	open     bool // of a cluster with a host name: requests may be sent
+}
+
+type givenEndpoint struct {
+	model.Endpoint
+	rule model.PolicyRule
 }
 
 // pending tells that requests would find no endpoint, only because no policy
@@ -142,17 +158,18 @@ func (d *Dataplane) SetPolicy(key model.Key, policy *model.Policy, now time.Time
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	before, known := d.policies[key]
+	d.stale[key] = struct{}{}
 	if policy == nil {
 		delete(d.policies, key)
 		return known
 	}
-	seen := make(map[model.PolicyRule]time.Time, len(policy.Rules))
+	seen := make([]seenRule, 0, len(policy.Rules))
 	for _, rule := range policy.Rules {
-		since, was := before.seen[rule]
-		if !was {
-			since = now
+		since := now
+		if at, was := before.find(rule); was {
+			since = before.seen[at].since
 		}
-		seen[rule] = since
+		seen = append(seen, seenRule{rule, since})
 	}
 	d.policies[key] = observedPolicy{Policy: *policy, seen: seen}
 	return !known || !before.Equal(*policy)
@@ -186,14 +203,14 @@ func (d *Dataplane) restricted(gw *gateway) bool {
 
 // has tells whether a rule is there.
 func (p observedPolicy) has(rule model.PolicyRule) bool {
-	_, there := p.seen[rule]
+	_, there := p.find(rule)
 	return there
 }
 
 // settled tells whether a rule is there for so long that nodes enforce it.
 func (p observedPolicy) settled(rule model.PolicyRule, now time.Time) bool {
-	since, there := p.seen[rule]
-	return there && now.Sub(since) >= settle
+	at, there := p.find(rule)
+	return there && now.Sub(p.seen[at].since) >= settle
 }
 
 // blocked tells whether a policy is missing for a gateway to get through to where
@@ -211,9 +228,11 @@ func (d *Dataplane) blocked(gw *gateway, restricted bool, r *reach, rule model.P
 func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.BackendService, everything bool) {
 	r := gw.reach[cluster.Name]
 	if r == nil {
-		r = &reach{cluster: cluster, given: map[model.Endpoint]model.PolicyRule{}}
+		r = &reach{gateway: gw, cluster: cluster}
 		if d.names != nil {
 			r.egress, r.isolation = d.names.Egress(gw.model, service.Key), d.names.Isolation(service.Key)
+			d.through[r.egress] = append(d.through[r.egress], r)
+			d.through[r.isolation] = append(d.through[r.isolation], r)
 		}
 		gw.reach[cluster.Name] = r
 	}
@@ -224,6 +243,9 @@ func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.B
 	}()
 	endpoints := d.endpoints[cluster.Name]
 	same := r.cluster == cluster && r.service.Selector == service.Selector && r.endpoints == endpoints
+	if !same || r.service != service || len(r.withheld) > 0 {
+		d.stale[r.egress], d.stale[r.isolation] = struct{}{}, struct{}{}
+	}
 	r.cluster, r.service, r.endpoints = cluster, service, endpoints
 	if same && len(r.withheld) == 0 && (r.resource != nil || r.open) {
 		return
@@ -247,18 +269,17 @@ func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.B
 		return
 	}
 	r.needs = service.Needs(cluster, endpoints.set)
-	given := make(map[model.Endpoint]model.PolicyRule, len(endpoints.set.Serving))
-	var serving []model.Endpoint
+	given := make([]givenEndpoint, 0, len(endpoints.set.Serving))
+	had := r.given
 	for _, endpoint := range endpoints.set.Serving {
-		rule, has := r.given[endpoint]
-		if !has {
-			rule = service.Reaches(endpoint)
-			if blocked(rule) {
-				continue
-			}
+		for len(had) > 0 && model.CompareEndpoints(had[0].Endpoint, endpoint) < 0 {
+			had = had[1:]
 		}
-		given[endpoint] = rule
-		serving = append(serving, endpoint)
+		if len(had) > 0 && had[0].Endpoint == endpoint {
+			given = append(given, had[0])
+		} else if rule := service.Reaches(endpoint); !blocked(rule) {
+			given = append(given, givenEndpoint{endpoint, rule})
+		}
 	}
 	r.withheld = model.NewPolicyRules(r.withheld)
 	if len(given) == 0 && len(r.withheld) > 0 && len(r.given) > 0 {
@@ -266,7 +287,15 @@ func (d *Dataplane) setReach(gw *gateway, cluster model.Cluster, service model.B
 		// the old may still answer, the new certainly does not.
 		return
 	}
-	r.given, r.used = given, model.NewPolicyRules(slices.Collect(maps.Values(given)))
+	used := make([]model.PolicyRule, 0, 1)
+	serving := make([]model.Endpoint, 0, len(given))
+	for _, endpoint := range given {
+		serving = append(serving, endpoint.Endpoint)
+		if !slices.Contains(used[max(0, len(used)-1):], endpoint.rule) { // mostly the same
+			used = append(used, endpoint.rule)
+		}
+	}
+	r.given, r.used = given, model.NewPolicyRules(used)
 	r.resource = endpoints.resource
 	if len(r.withheld) > 0 {
 		r.resource = envoy.Endpoints(cluster, serving)
@@ -351,30 +380,65 @@ type lingering struct {
 	acknowledged time.Time
 }
 
+// guarded is what all policies of a gateway depend on.
+type guarded struct {
+	restricted, known, present bool
+	peer                       model.Peer
+}
+
+func (d *Dataplane) guarded(gw *gateway) guarded {
+	_, present := d.policies[d.names.Gateway(gw.model)]
+	return guarded{d.restricted(gw), gw.model.Infrastructure != nil, present, gw.peer}
+}
+
+// leaveThrough forgets the way to a cluster.
+func (d *Dataplane) leaveThrough(r *reach) {
+	if d.names == nil {
+		return
+	}
+	for _, key := range []model.Key{r.egress, r.isolation} {
+		d.stale[key] = struct{}{}
+		if d.through[key] = without(d.through[key], r); len(d.through[key]) == 0 {
+			delete(d.through, key)
+		}
+	}
+}
+
 // NetworkPolicies returns what has to be changed about the policies in the
 // cluster. It is for the one replica that writes. Where something is still to be
-// removed later, recheck is when to ask again; otherwise 0.
+// removed later, recheck is when to ask again; otherwise 0. It looks at those
+// policies only of which something is not as it was.
 func (d *Dataplane) NetworkPolicies(now time.Time) (changes PolicyChanges, recheck time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.names == nil {
+	if d.names == nil || !d.built {
 		return changes, 0
 	}
 	w := &policyWriter{
 		d: d, now: now,
-		gateways: map[model.Peer]*gateway{}, done: map[model.Key]bool{}, lingering: map[ruleOf]lingering{},
+		gateways: map[model.Peer]*gateway{}, own: map[model.Key]*gateway{}, lingering: map[ruleOf]lingering{},
 	}
 	for _, gw := range d.gateways {
-		w.gateways[gw.peer] = gw
+		w.gateways[gw.peer], w.own[d.names.Gateway(gw.model)] = gw, gw
+		if now := d.guarded(gw); gw.guarded != now {
+			gw.guarded, d.anyStale = now, true
+		}
 	}
-	for _, gw := range d.gateways {
-		w.egress(gw)
+	for of := range d.lingering {
+		d.stale[of.policy] = struct{}{}
 	}
-	w.isolation()
-	// What is left is for nobody any more, or will soon be.
-	for key, there := range d.policies {
-		if !w.done[key] {
-			w.write(key, there.Pods, there.Egress, nil)
+	if d.anyStale {
+		for key := range d.policies {
+			d.stale[key] = struct{}{}
+		}
+		for key := range d.through {
+			d.stale[key] = struct{}{}
+		}
+		d.anyStale = false
+	}
+	for key := range d.stale {
+		if !w.look(key) {
+			delete(d.stale, key)
 		}
 	}
 	d.lingering = w.lingering
@@ -383,83 +447,89 @@ func (d *Dataplane) NetworkPolicies(now time.Time) (changes PolicyChanges, reche
 	return w.changes, w.recheck
 }
 
-// policyWriter goes over all policies once.
+// policyWriter goes over policies once.
 type policyWriter struct {
 	d   *Dataplane
 	now time.Time
-	// gateways by their pods.
-	gateways map[model.Peer]*gateway
-	// done are the policies that were looked at.
-	done      map[model.Key]bool
+	// gateways by their pods, and by the policy that restricts them.
+	gateways  map[model.Peer]*gateway
+	own       map[model.Key]*gateway
 	lingering map[ruleOf]lingering
 	changes   PolicyChanges
 	recheck   time.Duration
 }
 
-// egress are the policies by which a gateway reaches its backends.
-func (w *policyWriter) egress(gw *gateway) {
-	if !w.d.restricted(gw) {
-		return
+// look finds out what is to be done about one policy. It tells whether anything is.
+func (w *policyWriter) look(key model.Key) (something bool) {
+	before := len(w.changes.Apply) + len(w.changes.Delete)
+	through := w.d.through[key]
+	there, exists := w.d.policies[key]
+	switch {
+	case w.own[key] != nil && w.d.restricted(w.own[key]):
+		// Written where the gateway's other objects are.
+	case len(through) > 0 && through[0].egress == key && w.egress(key, through):
+	case len(through) > 0 && through[0].isolation == key && w.isolation(key, through):
+	case exists:
+		// It is for nobody any more, or will soon be.
+		w.write(key, there.Pods, there.Egress, nil)
 	}
-	w.done[w.d.names.Gateway(gw.model)] = true // written where the gateway's other objects are
-	rules := make(map[model.Key][]model.PolicyRule, len(gw.reach))
-	for _, r := range gw.reach {
-		if known, several := rules[r.egress]; several {
-			rules[r.egress] = model.NewPolicyRules(append(slices.Clone(known), r.needs...))
-		} else {
-			rules[r.egress] = r.needs
-		}
-	}
-	for key, needed := range rules {
-		// While a Service has no endpoints there may be nothing to allow.
-		w.write(key, gw.peer.Pods, true, needed)
-	}
+	return len(w.changes.Apply)+len(w.changes.Delete) > before
 }
 
-// isolation are the policies that let only gateways reach a Service's pods. If
-// any gateway asks for that, all that route to the Service are let in.
-func (w *policyWriter) isolation() {
-	isolated := map[model.Key]bool{}
-	for _, gw := range w.d.gateways {
-		for _, r := range gw.reach {
-			_, there := w.d.policies[r.isolation]
-			if r.service.Isolated || there {
-				// What is not known at the moment stays.
-				isolated[r.isolation] = isolated[r.isolation] || r.service.Isolated || gw.model.Infrastructure == nil
+// egress is a policy by which a gateway reaches a backend. It tells whether anybody
+// wants it.
+func (w *policyWriter) egress(key model.Key, through []*reach) (wanted bool) {
+	gw := through[0].gateway
+	if !w.d.restricted(gw) {
+		return false
+	}
+	needed := through[0].needs
+	if len(through) > 1 {
+		needed = nil
+		for _, r := range through {
+			needed = append(needed, r.needs...)
+		}
+		needed = model.NewPolicyRules(needed)
+	}
+	// While a Service has no endpoints there may be nothing to allow.
+	w.write(key, gw.peer.Pods, true, needed)
+	return true
+}
+
+// isolation is a policy that lets only gateways reach a Service's pods. If any
+// gateway asks for that, all that route to the Service are let in. It tells whether
+// it has seen to it.
+func (w *policyWriter) isolation(key model.Key, through []*reach) (done bool) {
+	_, there := w.d.policies[key]
+	isolated := slices.ContainsFunc(through, func(r *reach) bool {
+		// What is not known at the moment stays.
+		return r.service.Isolated || there && r.gateway.model.Infrastructure == nil
+	})
+	var pods string
+	var rules []model.PolicyRule
+	for _, r := range through {
+		if !isolated || r.service.Selector == "" {
+			continue
+		}
+		pods = r.service.Selector
+		for _, of := range [][]model.PolicyRule{r.needs, r.used} {
+			for _, rule := range of {
+				rules = append(rules, model.PolicyRule{Peer: r.gateway.peer, Port: rule.Port})
 			}
 		}
 	}
-	wanted := map[model.Key]model.Policy{}
-	for _, gw := range w.d.gateways {
-		for _, r := range gw.reach {
-			if !isolated[r.isolation] || r.service.Selector == "" {
-				continue
-			}
-			policy := wanted[r.isolation]
-			policy.Pods = r.service.Selector
-			for _, rules := range [][]model.PolicyRule{r.needs, r.used} {
-				for _, rule := range rules {
-					policy.Rules = append(policy.Rules, model.PolicyRule{Peer: gw.peer, Port: rule.Port})
-				}
-			}
-			wanted[r.isolation] = policy
-		}
+	switch {
+	case pods != "":
+		w.write(key, pods, false, model.NewPolicyRules(rules))
+	case there:
+		w.changes.Delete = append(w.changes.Delete, key) // who asked for it asks no more
 	}
-	for key, policy := range wanted {
-		w.write(key, policy.Pods, false, model.NewPolicyRules(policy.Rules))
-	}
-	for key := range isolated {
-		if !w.done[key] {
-			w.done[key] = true
-			w.changes.Delete = append(w.changes.Delete, key) // who asked for it asks no more
-		}
-	}
+	return true
 }
 
 // write sees to it that a policy has these rules, beside those that it has and
 // that are still in use. One without any is removed.
 func (w *policyWriter) write(key model.Key, pods string, egress bool, rules []model.PolicyRule) {
-	w.done[key] = true
 	there, exists := w.d.policies[key]
 	if exists && there.Pods == pods && slices.Equal(there.Rules, rules) && len(rules) > 0 {
 		return
@@ -475,7 +545,10 @@ func (w *policyWriter) write(key model.Key, pods string, egress bool, rules []mo
 			} else {
 				// From now on nobody relies on it: should it be wanted again, it
 				// has to be seen again.
-				delete(there.seen, rule)
+				if at, was := there.find(rule); was {
+					there.seen = slices.Delete(slices.Clone(there.seen), at, at+1)
+					w.d.policies[key] = there
+				}
 			}
 		}
 	}
@@ -515,7 +588,7 @@ func (w *policyWriter) inUse(key model.Key, pods string, egress bool, rule model
 	switch {
 	case gw == nil:
 		is.acknowledged = is.since
-	case egress && gw.uses(key, rule):
+	case egress && w.uses(key, rule):
 		is.sequence = 0
 	case w.holds(gw):
 		// What serves instead of refused routes, and where it leads, is not known.
@@ -542,13 +615,8 @@ func (w *policyWriter) inUse(key model.Key, pods string, egress bool, rule model
 }
 
 // uses tells whether Envoy has endpoints that a policy's rule lets it reach.
-func (g *gateway) uses(egress model.Key, rule model.PolicyRule) bool {
-	for _, r := range g.reach {
-		if r.egress == egress && slices.Contains(r.used, rule) {
-			return true
-		}
-	}
-	return false
+func (w *policyWriter) uses(egress model.Key, rule model.PolicyRule) bool {
+	return slices.ContainsFunc(w.d.through[egress], func(r *reach) bool { return slices.Contains(r.used, rule) })
 }
 
 // acknowledged tells whether all pods of a gateway have a configuration.

@@ -86,6 +86,9 @@ func (w *policyWorld) disturb(random *rand.Rand) {
 		if random.IntN(3) == 0 {
 			service.Spec.Selector["version"] = fmt.Sprint(random.IntN(3))
 		}
+		if random.IntN(3) == 0 {
+			service.Labels = map[string]string{v1alpha1.IsolationLabel: v1alpha1.IsolationGateway}
+		}
 		w.SetEndpoints(key, w.slices[key], time.Time{})
 	case 7:
 		w.valid(random.IntN(2) == 0)
@@ -126,8 +129,8 @@ func (w *world) summary() any {
 
 func endpointsOf(r *reach) map[string]bool {
 	endpoints := map[string]bool{}
-	for endpoint := range r.given {
-		endpoints[fmt.Sprint(endpoint)] = true
+	for _, endpoint := range r.given {
+		endpoints[fmt.Sprint(endpoint.Endpoint)] = true
 	}
 	return endpoints
 }

@@ -112,8 +112,8 @@ func Endpoints(cluster Cluster, slicesOfService []*discoveryv1.EndpointSlice) En
 	if set.Ready == 0 {
 		set.Serving = draining
 	}
-	slices.SortFunc(set.Serving, compareEndpoints)
-	slices.SortFunc(set.All, compareEndpoints)
+	slices.SortFunc(set.Serving, CompareEndpoints)
+	slices.SortFunc(set.All, CompareEndpoints)
 	return set
 }
 
@@ -124,7 +124,8 @@ type backend struct {
 	Key
 }
 
-func compareEndpoints(a, b Endpoint) int {
+// CompareEndpoints orders endpoints of one cluster, of which each is there once.
+func CompareEndpoints(a, b Endpoint) int {
 	return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
 }
 
