@@ -66,7 +66,7 @@ func (r *NetworkPolicyReconciler) Reconcile(ctx context.Context, _ networkPolicy
 			return r.written(ctx, key, err)
 		})
 	}
-	err := parallel(writes)
+	err := allOf(writes)
 	if err == nil && r.refused.Swap(false) {
 		recheck = cmp.Or(min(recheck, refusedAgain), refusedAgain)
 	}

@@ -66,7 +66,7 @@ func (r *RefusalReconciler) Reconcile(ctx context.Context, _ refusalRequest) (ct
 	for _, route := range changes.Delete {
 		writes = append(writes, func() error { return r.remove(ctx, route) })
 	}
-	return ctrl.Result{}, parallel(writes)
+	return ctrl.Result{}, allOf(writes)
 }
 
 func (r *RefusalReconciler) write(ctx context.Context, refusal *dataplane.Refusal) error {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -65,6 +64,7 @@ type StatusReconciler struct {
 	Changed <-chan event.GenericEvent
 
 	started time.Time
+	counted counted
 }
 
 // Reconcile brings all statuses up to date.
@@ -87,13 +87,23 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl
 		return ctrl.Result{RequeueAfter: time.Second}, err
 	}
 	now := metav1.NewTime(r.Clock.Now())
-	return ctrl.Result{RequeueAfter: recheck}, errors.Join(
+	writes := statusWrites{counts: map[model.Key]func() error{}}
+	failed := errors.Join(
 		r.classes(ctx, observed, now),
 		r.gateways(ctx, observed, now),
-		r.routes(ctx, observed, now),
 		r.healthPolicies(ctx, observed, now),
-		r.meshRoutes(ctx, observed, now),
+		r.routes(ctx, observed, now, &writes),
+		r.meshRoutes(ctx, observed, now, &writes),
 	)
+	left, err := writes.run(r.Clock)
+	if left {
+		// What is true of the others may be another thing by now.
+		return ctrl.Result{RequeueAfter: time.Millisecond}, errors.Join(failed, err)
+	}
+	if writes.postponed > 0 && (recheck == 0 || writes.postponed < recheck) {
+		recheck = writes.postponed
+	}
+	return ctrl.Result{RequeueAfter: recheck}, errors.Join(failed, err)
 }
 
 type statusRequest struct{}
@@ -239,12 +249,11 @@ func (r *StatusReconciler) gateways(ctx context.Context, observed model.Observed
 	return errors.Join(failed...)
 }
 
-func (r *StatusReconciler) routes(ctx context.Context, observed model.Observed, now metav1.Time) error {
+func (r *StatusReconciler) routes(ctx context.Context, observed model.Observed, now metav1.Time, to *statusWrites) error {
 	var list v1alpha1.ServiceRouteList
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read ServiceRoutes: %w", err)
 	}
-	var writes []func() error
 	for i := range list.Items {
 		object := &list.Items[i]
 		status, known := observed.Routes[keyOf(object)]
@@ -262,26 +271,25 @@ func (r *StatusReconciler) routes(ctx context.Context, observed model.Observed, 
 			status.Parents[p].Conditions = model.MergeConditions(before, status.Parents[p].Conditions, now)
 		}
 		if !sameRouteStatus(object.Status, status) {
-			writes = append(writes, func() error { return applyStatus(ctx, r.Client, object, status) })
+			to.add(news(object.Status.Conditions, status.Conditions), func() error { return applyStatus(ctx, r.Client, object, status) })
 		}
 	}
-	return parallel(writes)
+	return nil
 }
 
 // meshRoutes creates, updates and deletes MeshRoutes.
-func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observed, now metav1.Time) error {
+func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observed, now metav1.Time, to *statusWrites) error {
 	var list v1alpha1.MeshRouteList
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read MeshRoutes: %w", err)
 	}
-	var writes []func() error
 	exists := make(map[model.Key]*v1alpha1.MeshRoute, len(list.Items))
 	for i := range list.Items {
 		object := &list.Items[i]
 		if _, wanted := observed.MeshRoutes[keyOf(object)]; wanted {
 			exists[keyOf(object)] = object
 		} else {
-			writes = append(writes, func() error {
+			to.add(false, func() error {
 				if err := client.IgnoreNotFound(r.Client.Delete(ctx, object)); err != nil {
 					return fmt.Errorf("delete %s: %w", describe(object), err)
 				}
@@ -301,7 +309,7 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 		if object != nil && sameMeshRouteStatus(object.Status, status) {
 			continue
 		}
-		writes = append(writes, func() error {
+		write := func() error {
 			if object == nil {
 				object = &v1alpha1.MeshRoute{Namespace: key.Namespace, Name: key.Name}
 				if err := r.createMeshRoute(ctx, object, owners[key]); err != nil {
@@ -310,9 +318,15 @@ func (r *StatusReconciler) meshRoutes(ctx context.Context, observed model.Observ
 			}
 			status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
 			return applyStatus(ctx, r.Client, object, status)
-		})
+		}
+		if object != nil && sameButCounts(object.Status, status) {
+			to.counts[key] = write
+		} else {
+			to.add(object == nil || news(object.Status.Conditions, status.Conditions), write)
+		}
 	}
-	return parallel(writes)
+	r.counted.admit(to, now.Time)
+	return nil
 }
 
 // createMeshRoute creates a MeshRoute that goes when its ServiceRoute does. The
@@ -328,27 +342,6 @@ func (r *StatusReconciler) createMeshRoute(ctx context.Context, object *v1alpha1
 		return fmt.Errorf("create %s: %w", describe(object), err)
 	}
 	return nil
-}
-
-// writers is how many statuses are written at a time. After the start of a
-// thousand routes there are thousands to write; more at a time would only take
-// the API server from others.
-const writers = 4
-
-// parallel runs writes and joins their errors: that one fails is no reason to
-// leave out another.
-func parallel(writes []func() error) error {
-	failed := make([]error, len(writes))
-	var group errgroup.Group
-	group.SetLimit(writers)
-	for i, write := range writes {
-		group.Go(func() error {
-			failed[i] = write()
-			return nil
-		})
-	}
-	_ = group.Wait() // never fails: errors are collected
-	return errors.Join(failed...)
 }
 
 func (r *StatusReconciler) write(ctx context.Context, object client.Object, before, after any) error {

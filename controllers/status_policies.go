@@ -29,7 +29,7 @@ func (r *StatusReconciler) healthPolicies(ctx context.Context, observed model.Ob
 		mergePolicyTimes(object.Status, status, now)
 		writes = append(writes, func() error { return applyStatus(ctx, r.Client, object, status) })
 	}
-	return parallel(writes)
+	return allOf(writes)
 }
 
 // mergePolicyTimes gives the conditions of a policy's new status their times.
