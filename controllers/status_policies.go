@@ -63,6 +63,7 @@ func keepChecks(before, after []v1alpha1.MeshRouteBackend) {
 		})
 		if at >= 0 {
 			after[i].HealthCheck = before[at].HealthCheck
+			after[i].HealthyEndpoints, after[i].UnhealthyEndpoints = before[at].HealthyEndpoints, before[at].UnhealthyEndpoints
 		}
 	}
 }

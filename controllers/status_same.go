@@ -22,7 +22,13 @@ func sameRouteStatus(a, b v1alpha1.ServiceRouteStatus) bool {
 
 func sameMeshRouteStatus(a, b v1alpha1.MeshRouteStatus) bool {
 	return a.Display == b.Display && same(a.Summary, b.Summary) && sameConditions(a.Conditions, b.Conditions) &&
-		slices.Equal(a.Gateways, b.Gateways) && slices.Equal(a.Backends, b.Backends)
+		slices.Equal(a.Gateways, b.Gateways) && slices.EqualFunc(a.Backends, b.Backends, sameBackend)
+}
+
+func sameBackend(a, b v1alpha1.MeshRouteBackend) bool {
+	return a.Namespace == b.Namespace && a.Name == b.Name && a.Port == b.Port &&
+		a.Endpoints == b.Endpoints && a.ReadyEndpoints == b.ReadyEndpoints && a.HealthCheck == b.HealthCheck &&
+		same(a.HealthyEndpoints, b.HealthyEndpoints) && slices.Equal(a.UnhealthyEndpoints, b.UnhealthyEndpoints)
 }
 
 // sameConditions leaves out the time of the last transition: it follows from the

@@ -111,7 +111,7 @@ func uncounted(status v1alpha1.MeshRouteStatus) v1alpha1.MeshRouteStatus {
 	status.Display.Endpoints = ""
 	backends := make([]v1alpha1.MeshRouteBackend, len(status.Backends))
 	for i, backend := range status.Backends {
-		backend.Endpoints, backend.ReadyEndpoints = 0, 0
+		backend.Endpoints, backend.ReadyEndpoints, backend.HealthyEndpoints = 0, 0, nil
 		backends[i] = backend
 	}
 	status.Backends = backends

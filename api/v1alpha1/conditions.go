@@ -76,6 +76,9 @@ const (
 	ReasonUnsupportedService = "UnsupportedService"
 	// ReasonNoEndpoints: a backend has no ready endpoint, so requests to it get 503.
 	ReasonNoEndpoints = "NoEndpoints"
+	// ReasonEndpointsUnhealthy: every endpoint of a backend fails its health check.
+	// Requests go to all of them then, for lack of better ones.
+	ReasonEndpointsUnhealthy = "EndpointsUnhealthy"
 	// ReasonRoutesNotReady: some routes of the namespace are not ready.
 	ReasonRoutesNotReady = "RoutesNotReady"
 	// ReasonNoGatewayPods: no pod of the gateway is connected to the operator.

@@ -109,7 +109,29 @@ type MeshRouteBackend struct {
 	// route ask differently, it is that of the first.
 	// +optional
 	HealthCheck MeshRouteHealthCheck `json:"healthCheck,omitempty,omitzero"`
+	// HealthyEndpoints, of those that may get requests, are not found to fail by
+	// any gateway pod. Unset where nothing is asked, or no pod has told.
+	// +optional
+	HealthyEndpoints *int32 `json:"healthyEndpoints,omitempty"`
+	// UnhealthyEndpoints are the others, as far as there is room, by address.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	UnhealthyEndpoints []UnhealthyEndpoint `json:"unhealthyEndpoints,omitempty"`
 }
+
+// UnhealthyEndpoint is an endpoint that fails its health check.
+type UnhealthyEndpoint struct {
+	// Address and port.
+	// +kubebuilder:validation:MaxLength=64
+	Address string `json:"address"`
+	// Pods of the route's gateways that find so. The others still send it
+	// requests.
+	Pods int32 `json:"pods"`
+}
+
+// MaxUnhealthyEndpoints is how many UnhealthyEndpoints a backend shows.
+const MaxUnhealthyEndpoints = 8
 
 // MeshRouteHealthCheck is how gateways find out which endpoints are well.
 type MeshRouteHealthCheck struct {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -102,11 +103,16 @@ func Run(ctx context.Context, options Options) error {
 		return grpc.NewClient(address,
 			append(xds.DialOptions(), grpc.WithTransportCredentials(credentials.NewTLS(client.TLSConfig())))...)
 	}
+	admin := newAdmin(options.AdminSocket)
 	var relay *xds.Relay
-	reporter := report.NewReporter(report.ReporterOptions{
-		Dial:     dial,
-		Progress: func() []*reportv1.TypeState { return relay.Progress() },
-		Log:      options.Log.WithName("reporter"),
+	var reporter *report.Reporter
+	healthPath := filepath.Join(filepath.Dir(options.AdminSocket), healthLogFile)
+	health := newHealthLog(healthPath, admin, func(cluster string) map[netip.AddrPort]bool { return relay.Endpoints(cluster) }, func() { reporter.Ring() }, options.Log.WithName("health"))
+	reporter = report.NewReporter(report.ReporterOptions{
+		Dial:      dial,
+		Progress:  func() []*reportv1.TypeState { return relay.Progress() },
+		Unhealthy: health.Unhealthy,
+		Log:       options.Log.WithName("reporter"),
 	})
 	relay = xds.NewRelay(xds.RelayOptions{
 		Node:        &corev3.Node{Id: options.Gateway.Pod, Cluster: options.Gateway.Namespace + "/" + options.Gateway.Name},
@@ -116,9 +122,9 @@ func Run(ctx context.Context, options Options) error {
 		Reach:       reach(options.AwaitReach),
 		Store:       filepath.Join(options.StateDir, "last-good.pb"),
 		SecretStore: secretStore,
+		HealthLog:   healthPath,
 		Log:         options.Log.WithName("relay"),
 	})
-	admin := newAdmin(options.AdminSocket)
 	drain := newDrain(options.DrainTimeout, admin, reporter.SetDraining, options.Log.WithName("drain"))
 
 	xdsListener, err := listenUnix(options.XDSSocket)
@@ -141,6 +147,7 @@ func Run(ctx context.Context, options Options) error {
 	group.Go(func() error { return client.Run(work) })
 	group.Go(func() error { return relay.Run(work) })
 	group.Go(func() error { return reporter.Run(work) })
+	group.Go(func() error { return health.run(work) })
 	group.Go(func() error { return xdsServer.Serve(xdsListener) })
 	if options.ForbiddenPort != 0 {
 		verify := verifier{

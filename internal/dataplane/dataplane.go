@@ -12,6 +12,7 @@ package dataplane
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -675,6 +676,25 @@ type seenGateway struct {
 	policies map[model.Key]policySince
 	waiting  map[model.Key]string
 	health   map[string]model.Health
+	// unhealthy are endpoints that fail health checks, by cluster, each with how
+	// many pods find so.
+	unhealthy map[string]map[netip.AddrPort]int
+}
+
+func unhealthy(pods []xds.PodAck) map[string]map[netip.AddrPort]int {
+	var all map[string]map[netip.AddrPort]int
+	for _, pod := range pods {
+		for endpoint := range pod.Unhealthy {
+			if all == nil {
+				all = map[string]map[netip.AddrPort]int{}
+			}
+			if all[endpoint.Cluster] == nil {
+				all[endpoint.Cluster] = map[netip.AddrPort]int{}
+			}
+			all[endpoint.Cluster][endpoint.AddrPort]++
+		}
+	}
+	return all
 }
 
 // observations are what is known now of the result that was built last. Nothing of
@@ -690,7 +710,7 @@ func (d *Dataplane) observations(now time.Time) (result model.Result, o model.Ob
 		}
 		gateways[key] = seenGateway{
 			pods: pods, since: gw.since, routes: maps.Clone(gw.routes), policies: maps.Clone(gw.policies), waiting: d.waiting(gw),
-			health: gw.told.Health,
+			health: gw.told.Health, unhealthy: unhealthy(pods),
 		}
 	}
 	o.Endpoints = make(map[string]model.EndpointSet, len(d.endpoints))
@@ -727,6 +747,7 @@ func (d *Dataplane) observations(now time.Time) (result model.Result, o model.Ob
 		}
 		return derived[cluster.Name]
 	}
+	o.Unhealthy = func(key model.Key, cluster string) map[netip.AddrPort]int { return gateways[key].unhealthy[cluster] }
 	o.PolicyProgress = func(key, policy model.Key) model.Progress {
 		gw := gateways[key]
 		return progress(gw.pods, gw.policies[policy].sequence)

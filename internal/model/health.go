@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -394,4 +395,64 @@ func shownCheck(route *RouteStatus, cluster Cluster, o Observations) v1alpha1.Me
 		return shown
 	}
 	return v1alpha1.MeshRouteHealthCheck{}
+}
+
+// foundHealth is what the pods of a route's gateways have found out about the
+// endpoints of a cluster that may get requests.
+type foundHealth struct {
+	pods    int // that ask
+	serving int
+	failing []v1alpha1.UnhealthyEndpoint
+}
+
+func findHealth(route *RouteStatus, cluster Cluster, o Observations) foundHealth {
+	var found foundHealth
+	if o.Health == nil || o.Unhealthy == nil {
+		return found
+	}
+	failing := map[netip.AddrPort]int{}
+	seen := map[Key]bool{}
+	for _, parent := range route.Parents {
+		if parent.Gateway == nil || seen[*parent.Gateway] || o.Health(*parent.Gateway, cluster).Check == nil {
+			continue
+		}
+		seen[*parent.Gateway] = true
+		found.pods += o.GatewayProgress(*parent.Gateway).Pods
+		for endpoint, pods := range o.Unhealthy(*parent.Gateway, cluster.Name) {
+			failing[endpoint] += pods
+		}
+	}
+	if found.pods == 0 {
+		return found
+	}
+	// What a pod tells of others is of no concern: they have gone.
+	serving := o.Endpoints[cluster.Name].Serving
+	found.serving = len(serving)
+	for _, endpoint := range serving {
+		address, err := netip.ParseAddr(endpoint.Address)
+		if err != nil || len(failing) == 0 {
+			continue
+		}
+		at := netip.AddrPortFrom(address, uint16(endpoint.Port))
+		if pods := failing[at]; pods > 0 {
+			found.failing = append(found.failing, v1alpha1.UnhealthyEndpoint{Address: at.String(), Pods: int32(pods)})
+		}
+	}
+	return found
+}
+
+// any tells whether an endpoint fails, none whether no pod finds one that does not.
+func (f foundHealth) any() bool { return len(f.failing) > 0 }
+
+func (f foundHealth) none() bool {
+	return f.any() && len(f.failing) == f.serving &&
+		!slices.ContainsFunc(f.failing, func(e v1alpha1.UnhealthyEndpoint) bool { return int(e.Pods) < f.pods })
+}
+
+func (f foundHealth) show(on *v1alpha1.MeshRouteBackend) {
+	if f.pods == 0 {
+		return
+	}
+	on.HealthyEndpoints = new(int32(f.serving - len(f.failing)))
+	on.UnhealthyEndpoints = f.failing[:min(len(f.failing), v1alpha1.MaxUnhealthyEndpoints)]
 }

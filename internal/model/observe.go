@@ -3,6 +3,7 @@ package model
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,9 @@ type Observations struct {
 	// Health tells what a gateway asks the endpoints of a cluster; nil: nobody
 	// knows.
 	Health func(gateway Key, cluster Cluster) Health
+	// Unhealthy tells which endpoints of a cluster fail their health checks, and in
+	// how many of a gateway's pods; nil: nobody knows.
+	Unhealthy func(gateway Key, cluster string) map[netip.AddrPort]int
 	// Workloads are the objects that run each gateway.
 	Workloads map[Key]Workload
 }
@@ -292,7 +296,7 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 	mesh.Display.Programmed = programmed.String()
 
 	var readyEndpoints, endpoints int
-	var empty, relieved []string
+	var empty, failing, relieved []string
 	for _, backend := range route.Backends {
 		shown := v1alpha1.MeshRouteBackend{
 			Namespace: gatewayv1.Namespace(backend.Service.Namespace),
@@ -301,6 +305,8 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 		}
 		if cluster := backend.Cluster; cluster != nil {
 			shown.HealthCheck = shownCheck(route, *cluster, o)
+			found := findHealth(route, *cluster, o)
+			found.show(&shown)
 			if cluster.DNSName != "" {
 				shown.Endpoints, shown.ReadyEndpoints = -1, -1
 			} else {
@@ -309,6 +315,12 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 				readyEndpoints += set.Ready
 				endpoints += len(set.All)
 				switch {
+				case len(set.Serving) > 0 && found.none() && !backend.Idle && !route.relieved(cluster.Name, o.Endpoints):
+					failing = append(failing, fmt.Sprintf("every endpoint of Service %s on port %s fails its health check: requests go to all of them all the same",
+						backend.Service, backend.Port))
+				case len(set.Serving) > 0 && found.any():
+					relieved = append(relieved, fmt.Sprintf("%d of %d endpoints of Service %s on port %s fail their health check",
+						len(found.failing), len(set.Serving), backend.Service, backend.Port))
 				case len(set.Serving) > 0 || backend.Idle:
 				case route.relieved(cluster.Name, o.Endpoints):
 					relieved = append(relieved, fmt.Sprintf("Service %s has no ready endpoint on port %s, so others take its requests", backend.Service, backend.Port))
@@ -327,7 +339,9 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 		message := joined(slices.Concat([]string{"serving"}, relieved, zoneless(route, o)))
 		mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, message)
 		if len(empty) > 0 {
-			mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonNoEndpoints, joined(empty))
+			mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonNoEndpoints, joined(append(empty, failing...)))
+		} else if len(failing) > 0 {
+			mesh.Conditions[0] = condition(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonEndpointsUnhealthy, joined(failing))
 		}
 		mesh.Conditions = at(route.Generation, mesh.Conditions)
 	}

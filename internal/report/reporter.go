@@ -25,7 +25,9 @@ type ReporterOptions struct {
 	Dial func(ctx context.Context, address string) (*grpc.ClientConn, error)
 	// Progress tells how far Envoy is; see xds.Relay.
 	Progress func() []*reportv1.TypeState
-	Log      logr.Logger
+	// Unhealthy tells which endpoints fail health checks; nil: nobody knows.
+	Unhealthy func() []*reportv1.UnhealthyEndpoint
+	Log       logr.Logger
 }
 
 // Reporter tells the manager that leads how its pod is: at once, whenever that
@@ -46,7 +48,7 @@ func NewReporter(options ReporterOptions) *Reporter {
 	return &Reporter{options: options, ring: make(chan struct{}, 1), moved: make(chan struct{})}
 }
 
-// Ring says that Progress has moved. It never blocks.
+// Ring says that Progress or Unhealthy have moved. It never blocks.
 func (r *Reporter) Ring() {
 	select {
 	case r.ring <- struct{}{}:
@@ -80,6 +82,9 @@ func (r *Reporter) SetDraining() {
 
 func (r *Reporter) state() *reportv1.PodState {
 	state := &reportv1.PodState{Types: r.options.Progress()}
+	if r.options.Unhealthy != nil {
+		state.Unhealthy = r.options.Unhealthy()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	state.NetworkPolicy, state.Draining = r.networkPolicy, r.draining

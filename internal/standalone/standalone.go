@@ -326,7 +326,7 @@ func (h *host) start(key model.Key) (*process, error) {
 		}},
 		{name: "envoy", path: h.options.Envoy, log: in("envoy.log"), stopTime: stopTime, args: []string{
 			"--config-path", in("envoy.json"), "--service-node", id.Pod,
-			"--use-dynamic-base-id", "--disable-hot-restart", "--log-level", "warn",
+			"--use-dynamic-base-id", "--disable-hot-restart", "--log-level", "warn", "--file-flush-interval-msec", "500",
 		}},
 	}
 	ctx, cancel := context.WithCancel(h.ctx)

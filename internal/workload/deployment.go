@@ -147,6 +147,8 @@ func envoyContainer(gw model.Gateway, options Options) *corev1ac.ContainerApplyC
 		"--service-node", "$(POD_NAME)",
 		"--disable-hot-restart",
 		"--log-level", "warn",
+		// The agent reads what health checks find.
+		"--file-flush-interval-msec", "500",
 	}
 	if limit, ok := gw.Infrastructure.Resources.Limits[corev1.ResourceCPU]; ok {
 		// One worker for each core it may use, rather than for each it sees.

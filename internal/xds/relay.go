@@ -40,6 +40,9 @@ type RelayOptions struct {
 	// Store is the path of the file that keeps the last good configuration, all
 	// but its secrets; empty: none is kept.
 	Store string
+	// HealthLog is the path of a file to which Envoy writes what its health checks
+	// find; empty: it writes nothing.
+	HealthLog string
 	// SecretStore is the path of the file that keeps the secrets of it. It has to
 	// be on a file system in memory; empty: none are kept.
 	SecretStore string
@@ -76,6 +79,7 @@ type Relay struct {
 // answers is better than never to start.
 func NewRelay(options RelayOptions) *Relay {
 	r := &Relay{options: options, changed: make(chan struct{}, 1), state: newRelayState()}
+	r.state.healthLog = options.HealthLog
 	resources, err := r.store().read()
 	if err != nil {
 		options.Log.Error(err, "Stored configuration cannot be used; what it held is not served until a manager sends it anew, which replaces the file")
@@ -104,6 +108,17 @@ func (r *Relay) Status() RelayStatus {
 		Applied:           r.state.serving(),
 		LastNack:          r.state.lastNack,
 	}
+}
+
+// Endpoints are those that a cluster is to have, as far as they have an address.
+func (r *Relay) Endpoints(cluster string) map[netip.AddrPort]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	it := r.state.kinds[endpoints].items[cluster]
+	if it == nil || it.target == nil {
+		return nil
+	}
+	return addressesOf(it.target.Resource)
 }
 
 // step feeds the state and queues what follows from it. Nothing is sent under

@@ -45,10 +45,12 @@ import (
 // Otherwise a response whose resources nothing wants yet would be acknowledged,
 // and reported as applied while the resources are still on their way.
 type relayState struct {
-	kinds   [numKinds]kindState
-	envoy   bool
-	nonces  int
-	unknown int // versions of routes that Envoy has and nobody here knows
+	kinds  [numKinds]kindState
+	envoy  bool
+	nonces int
+	// healthLog is where Envoy writes what health checks find; empty: nowhere.
+	healthLog string
+	unknown   int // versions of routes that Envoy has and nobody here knows
 	// strange are clusters that Envoy has in a version that nobody here knows, so
 	// that their members are not known.
 	strange map[*item]struct{}
@@ -1127,7 +1129,11 @@ func (s *relayState) push(k kind) *discoveryv3.DeltaDiscoveryResponse {
 			if it.unasked {
 				it.unasked, v = false, unasked(v)
 			}
-			resp.Resources = append(resp.Resources, v.Resource)
+			sent := v.Resource
+			if v.checked && s.healthLog != "" {
+				sent = withHealthLog(sent, s.healthLog)
+			}
+			resp.Resources = append(resp.Resources, sent)
 			if !slices.Contains(it.maybe, v) {
 				s.hold(k, v)
 				it.maybe = append(it.maybe, v)

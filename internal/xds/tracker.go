@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -40,7 +41,18 @@ type PodAck struct {
 	NetworkPolicy reportv1.NetworkPolicy
 	// Draining: the pod is about to end and takes no new clients.
 	Draining bool
+	// Unhealthy are the endpoints that fail the pod's health checks.
+	Unhealthy map[Endpoint]bool
 }
+
+// Endpoint is one of a cluster, by its address.
+type Endpoint struct {
+	Cluster string
+	netip.AddrPort
+}
+
+// MaxUnhealthy bounds how many endpoints a pod tells of.
+const MaxUnhealthy = 200
 
 // Nack is a refusal. What is refused came with one of the sequences above
 // LastGood, up to and with Refused.
@@ -107,6 +119,7 @@ type podState struct {
 	}
 	networkPolicy reportv1.NetworkPolicy
 	draining      bool
+	unhealthy     map[Endpoint]bool
 }
 
 // advance records new content.
@@ -130,7 +143,7 @@ func (t *tracker) report(pod *podState, state *reportv1.PodState) (refused [numK
 	if !slices.Contains(t.pods, pod) {
 		t.pods = append(t.pods, pod)
 	}
-	pod.networkPolicy, pod.draining = state.GetNetworkPolicy(), state.GetDraining()
+	pod.networkPolicy, pod.draining, pod.unhealthy = state.GetNetworkPolicy(), state.GetDraining(), unhealthy(state)
 	for k := range pod.kinds {
 		of := &pod.kinds[k]
 		refusal, withheld := of.refusal, of.withheld
@@ -160,6 +173,19 @@ func (t *tracker) report(pod *podState, state *reportv1.PodState) (refused [numK
 	return refused
 }
 
+func unhealthy(state *reportv1.PodState) map[Endpoint]bool {
+	if len(state.GetUnhealthy()) == 0 {
+		return nil
+	}
+	all := map[Endpoint]bool{}
+	for _, endpoint := range state.GetUnhealthy() {
+		if address, err := netip.ParseAddrPort(endpoint.GetAddress()); err == nil && len(all) < MaxUnhealthy {
+			all[Endpoint{endpoint.GetCluster(), address}] = true
+		}
+	}
+	return all
+}
+
 func (t *tracker) close(pod *podState) {
 	t.pods = slices.DeleteFunc(t.pods, func(other *podState) bool { return other == pod })
 }
@@ -171,7 +197,7 @@ func (t *tracker) acks() Acks {
 	}
 	var acks Acks
 	for name, pod := range newest {
-		ack := PodAck{Pod: name, Sequence: pod.sequence(), NetworkPolicy: pod.networkPolicy, Draining: pod.draining}
+		ack := PodAck{Pod: name, Sequence: pod.sequence(), NetworkPolicy: pod.networkPolicy, Draining: pod.draining, Unhealthy: pod.unhealthy}
 		ack.Nack = t.nack(pod, ack.Sequence)
 		ack.Held = pod.held()
 		if ack.Sequence == 0 && ack.Nack == nil {

@@ -119,11 +119,21 @@ var _ = Describe("Endpoints", Label("endpoints"), Ordered, func() {
 		By("failing in one pod, which is ready all the same")
 		turn(ctx, near, 503)
 		Eventually(asked).Should(ConsistOf(far))
-		Expect(backendStatus(ctx)()).To(SatisfyAll(HaveField("Endpoints", int32(2)), HaveField("ReadyEndpoints", int32(2))))
+		Eventually(backendStatus(ctx)).Should(SatisfyAll(
+			HaveField("Endpoints", int32(2)), HaveField("ReadyEndpoints", int32(2)), HaveField("HealthyEndpoints", HaveValue(Equal(int32(1)))),
+			HaveField("UnhealthyEndpoints", ConsistOf(SatisfyAll(HaveField("Address", addressOf(ctx, namespace, near)+":8080"), HaveField("Pods", int32(1)))))))
 		turn(ctx, near, 200)
 		Eventually(asked).Should(ConsistOf(well))
+		Eventually(backendStatus(ctx)).Should(SatisfyAll(HaveField("HealthyEndpoints", HaveValue(Equal(int32(2)))), HaveField("UnhealthyEndpoints", BeEmpty())))
 	})
 })
+
+func addressOf(ctx context.Context, namespace, pod string) string {
+	GinkgoHelper()
+	var found corev1.Pod
+	Expect(k8s.Get(ctx, client.ObjectKey{Namespace: namespace, Name: pod}, &found)).To(Succeed())
+	return found.Status.PodIP
+}
 
 func zoneOf(ctx context.Context, name string) string {
 	GinkgoHelper()

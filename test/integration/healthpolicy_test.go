@@ -113,8 +113,22 @@ var _ = Describe("Health checks", Label("health"), func() {
 			return one.Requests.Load() - checks.Load() - before
 		}
 		Eventually(asked).Should(BeZero())
+		found := func() (v1alpha1.MeshRouteBackend, error) {
+			status, err := meshRoute(ctx, route)()
+			if err != nil || len(status.Backends) == 0 {
+				return v1alpha1.MeshRouteBackend{}, err
+			}
+			return status.Backends[0], nil
+		}
+		failing := []v1alpha1.UnhealthyEndpoint{{Address: one.Address + ":8080", Pods: 1}}
+		Eventually(found).Should(SatisfyAll(HaveField("HealthyEndpoints", HaveValue(Equal(int32(1)))), HaveField("UnhealthyEndpoints", failing)))
+		Eventually(func() (string, error) {
+			status, err := meshRoute(ctx, route)()
+			return condition(status.Conditions, v1alpha1.ConditionReady), err
+		}).Should(SatisfyAll(HavePrefix("True"), ContainSubstring("1 of 2 endpoints of Service "+namespace+"/app on port 80 fail their health check")))
 		sick.Store(false)
 		Eventually(asked).WithTimeout(20 * time.Second).Should(BeNumerically(">", 0))
+		Eventually(found).Should(SatisfyAll(HaveField("HealthyEndpoints", HaveValue(Equal(int32(2)))), HaveField("UnhealthyEndpoints", BeEmpty())))
 
 		policy := &v1alpha1.HealthPolicy{
 			Namespace: namespace, Name: "none",

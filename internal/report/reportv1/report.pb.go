@@ -250,7 +250,10 @@ type PodState struct {
 	// network_policy is what the pod found out about its own network.
 	NetworkPolicy NetworkPolicy `protobuf:"varint,2,opt,name=network_policy,json=networkPolicy,proto3,enum=meshroute.report.v1.NetworkPolicy" json:"network_policy,omitempty"`
 	// draining says that the pod is about to end and takes no new clients.
-	Draining      bool `protobuf:"varint,3,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool `protobuf:"varint,3,opt,name=draining,proto3" json:"draining,omitempty"`
+	// unhealthy are the endpoints that fail the pod's health checks, at most 200. Of
+	// those that it does not check, or has no more, it may tell, too.
+	Unhealthy     []*UnhealthyEndpoint `protobuf:"bytes,4,rep,name=unhealthy,proto3" json:"unhealthy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -304,6 +307,13 @@ func (x *PodState) GetDraining() bool {
 		return x.Draining
 	}
 	return false
+}
+
+func (x *PodState) GetUnhealthy() []*UnhealthyEndpoint {
+	if x != nil {
+		return x.Unhealthy
+	}
+	return nil
 }
 
 // TypeState is how far Envoy is with the resources of one type.
@@ -388,6 +398,61 @@ func (x *TypeState) GetWithheld() []*Withheld {
 	return nil
 }
 
+// UnhealthyEndpoint is an endpoint that fails a pod's health checks.
+type UnhealthyEndpoint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// cluster that it belongs to.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// address is its IP address and port.
+	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnhealthyEndpoint) Reset() {
+	*x = UnhealthyEndpoint{}
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnhealthyEndpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnhealthyEndpoint) ProtoMessage() {}
+
+func (x *UnhealthyEndpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnhealthyEndpoint.ProtoReflect.Descriptor instead.
+func (*UnhealthyEndpoint) Descriptor() ([]byte, []int) {
+	return file_internal_report_reportv1_report_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *UnhealthyEndpoint) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *UnhealthyEndpoint) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 // Withheld is an object that Envoy refuses.
 type Withheld struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -401,7 +466,7 @@ type Withheld struct {
 
 func (x *Withheld) Reset() {
 	*x = Withheld{}
-	mi := &file_internal_report_reportv1_report_proto_msgTypes[6]
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +478,7 @@ func (x *Withheld) String() string {
 func (*Withheld) ProtoMessage() {}
 
 func (x *Withheld) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_report_reportv1_report_proto_msgTypes[6]
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +491,7 @@ func (x *Withheld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withheld.ProtoReflect.Descriptor instead.
 func (*Withheld) Descriptor() ([]byte, []int) {
-	return file_internal_report_reportv1_report_proto_rawDescGZIP(), []int{6}
+	return file_internal_report_reportv1_report_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Withheld) GetObject() string {
@@ -456,7 +521,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_internal_report_reportv1_report_proto_msgTypes[7]
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +533,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_report_reportv1_report_proto_msgTypes[7]
+	mi := &file_internal_report_reportv1_report_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +546,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_internal_report_reportv1_report_proto_rawDescGZIP(), []int{7}
+	return file_internal_report_reportv1_report_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Refusal) GetContent() []byte {
@@ -508,16 +573,20 @@ const file_internal_report_reportv1_report_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\"@\n" +
 	"\tPodReport\x123\n" +
 	"\x05state\x18\x01 \x01(\v2\x1d.meshroute.report.v1.PodStateR\x05state\"\x10\n" +
-	"\x0eReportResponse\"\xa7\x01\n" +
+	"\x0eReportResponse\"\xed\x01\n" +
 	"\bPodState\x124\n" +
 	"\x05types\x18\x01 \x03(\v2\x1e.meshroute.report.v1.TypeStateR\x05types\x12I\n" +
 	"\x0enetwork_policy\x18\x02 \x01(\x0e2\".meshroute.report.v1.NetworkPolicyR\rnetworkPolicy\x12\x1a\n" +
-	"\bdraining\x18\x03 \x01(\bR\bdraining\"\xbd\x01\n" +
+	"\bdraining\x18\x03 \x01(\bR\bdraining\x12D\n" +
+	"\tunhealthy\x18\x04 \x03(\v2&.meshroute.report.v1.UnhealthyEndpointR\tunhealthy\"\xbd\x01\n" +
 	"\tTypeState\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\"\n" +
 	"\facknowledged\x18\x02 \x01(\fR\facknowledged\x126\n" +
 	"\arefusal\x18\x03 \x01(\v2\x1c.meshroute.report.v1.RefusalR\arefusal\x129\n" +
-	"\bwithheld\x18\x04 \x03(\v2\x1d.meshroute.report.v1.WithheldR\bwithheld\"<\n" +
+	"\bwithheld\x18\x04 \x03(\v2\x1d.meshroute.report.v1.WithheldR\bwithheld\"G\n" +
+	"\x11UnhealthyEndpoint\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"<\n" +
 	"\bWithheld\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"=\n" +
@@ -545,7 +614,7 @@ func file_internal_report_reportv1_report_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_report_reportv1_report_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_report_reportv1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_internal_report_reportv1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_internal_report_reportv1_report_proto_goTypes = []any{
 	(NetworkPolicy)(0),         // 0: meshroute.report.v1.NetworkPolicy
 	(*WatchLeaderRequest)(nil), // 1: meshroute.report.v1.WatchLeaderRequest
@@ -554,24 +623,26 @@ var file_internal_report_reportv1_report_proto_goTypes = []any{
 	(*ReportResponse)(nil),     // 4: meshroute.report.v1.ReportResponse
 	(*PodState)(nil),           // 5: meshroute.report.v1.PodState
 	(*TypeState)(nil),          // 6: meshroute.report.v1.TypeState
-	(*Withheld)(nil),           // 7: meshroute.report.v1.Withheld
-	(*Refusal)(nil),            // 8: meshroute.report.v1.Refusal
+	(*UnhealthyEndpoint)(nil),  // 7: meshroute.report.v1.UnhealthyEndpoint
+	(*Withheld)(nil),           // 8: meshroute.report.v1.Withheld
+	(*Refusal)(nil),            // 9: meshroute.report.v1.Refusal
 }
 var file_internal_report_reportv1_report_proto_depIdxs = []int32{
 	5, // 0: meshroute.report.v1.PodReport.state:type_name -> meshroute.report.v1.PodState
 	6, // 1: meshroute.report.v1.PodState.types:type_name -> meshroute.report.v1.TypeState
 	0, // 2: meshroute.report.v1.PodState.network_policy:type_name -> meshroute.report.v1.NetworkPolicy
-	8, // 3: meshroute.report.v1.TypeState.refusal:type_name -> meshroute.report.v1.Refusal
-	7, // 4: meshroute.report.v1.TypeState.withheld:type_name -> meshroute.report.v1.Withheld
-	1, // 5: meshroute.report.v1.Reports.WatchLeader:input_type -> meshroute.report.v1.WatchLeaderRequest
-	3, // 6: meshroute.report.v1.Reports.Report:input_type -> meshroute.report.v1.PodReport
-	2, // 7: meshroute.report.v1.Reports.WatchLeader:output_type -> meshroute.report.v1.Leader
-	4, // 8: meshroute.report.v1.Reports.Report:output_type -> meshroute.report.v1.ReportResponse
-	7, // [7:9] is the sub-list for method output_type
-	5, // [5:7] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	7, // 3: meshroute.report.v1.PodState.unhealthy:type_name -> meshroute.report.v1.UnhealthyEndpoint
+	9, // 4: meshroute.report.v1.TypeState.refusal:type_name -> meshroute.report.v1.Refusal
+	8, // 5: meshroute.report.v1.TypeState.withheld:type_name -> meshroute.report.v1.Withheld
+	1, // 6: meshroute.report.v1.Reports.WatchLeader:input_type -> meshroute.report.v1.WatchLeaderRequest
+	3, // 7: meshroute.report.v1.Reports.Report:input_type -> meshroute.report.v1.PodReport
+	2, // 8: meshroute.report.v1.Reports.WatchLeader:output_type -> meshroute.report.v1.Leader
+	4, // 9: meshroute.report.v1.Reports.Report:output_type -> meshroute.report.v1.ReportResponse
+	8, // [8:10] is the sub-list for method output_type
+	6, // [6:8] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_internal_report_reportv1_report_proto_init() }
@@ -585,7 +656,7 @@ func file_internal_report_reportv1_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_report_reportv1_report_proto_rawDesc), len(file_internal_report_reportv1_report_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
