@@ -219,14 +219,16 @@ func (d *Dataplane) Configure(in model.Inputs, noticed time.Time, slicesOf func(
 			d.gateways[gw.Key] = known
 		}
 		c := &change{gateway: known, was: known.model, had: known.told, waited: known.held, news: news}
+		before := c.had
 		if !known.current {
-			c.news = known.restart(result.Routes)
+			// Endpoints may have been read anew for others meanwhile.
+			c.news, before = known.restart(result.Routes), model.Gateway{}
 		}
 		known.model, known.told = gw, gw
 		if d.names != nil {
 			known.peer = d.names.Pods(gw)
 		}
-		d.follow(known, c.had, gw, true, slicesOf)
+		d.follow(known, before, gw, slicesOf)
 		known.hear(known.lately(d.acks(gw.Key)))
 		known.hold(&d.builder, c.news, result.Routes, d.refused, !d.built)
 		changes = append(changes, c)
@@ -238,7 +240,7 @@ func (d *Dataplane) Configure(in model.Inputs, noticed time.Time, slicesOf func(
 		if known := c.gateway; len(known.held) > 0 {
 			known.told = known.withoutHeld(&d.builder, in)
 			// An earlier version of a route may lead elsewhere.
-			d.follow(known, known.model, known.told, false, slicesOf)
+			d.follow(known, known.model, known.told, slicesOf)
 		}
 		d.send(c, result.HealthPolicies, noticed)
 	}
@@ -355,8 +357,8 @@ func (g *gateway) restart(routes []*model.RouteStatus) []routeNews {
 
 // follow brings up to date how a gateway gets to its clusters, from when these
 // were what before has: what is new, what is another than it was, and what waits
-// for a policy. newest: it is what was built last.
-func (d *Dataplane) follow(known *gateway, before, after model.Gateway, newest bool, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
+// for a policy.
+func (d *Dataplane) follow(known *gateway, before, after model.Gateway, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
 	services := make(map[model.Key]model.BackendService)
 	changed := make(map[string]model.Cluster)
 	differing(before.Services, after.Services, func(s model.BackendService) model.Key { return s.Key }, model.CompareKeys, func(service model.BackendService) {
@@ -377,7 +379,7 @@ func (d *Dataplane) follow(known *gateway, before, after model.Gateway, newest b
 		if !wanted {
 			continue // another gateway's
 		}
-		d.use(at, newest, slicesOf)
+		d.use(at, slicesOf)
 		if _, read := services[at.Service]; !read {
 			services[at.Service], _ = after.Service(at.Service)
 		}
@@ -429,11 +431,11 @@ func (g *gateway) tells(cluster string) bool {
 }
 
 // use sees to it that the endpoints of a cluster are known: they are read where it
-// was not in use before, or not by this name of its port. Where one has an older
-// idea of a cluster than another, the newest counts.
-func (d *Dataplane) use(cluster model.Cluster, newest bool, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
+// was not in use before, or not by this name of its port: that follows from the Service
+// alone, so it is the same for an earlier version of a route.
+func (d *Dataplane) use(cluster model.Cluster, slicesOf func(model.Key) []*discoveryv1.EndpointSlice) {
 	known, in := d.endpoints[cluster.Name]
-	if cluster.DNSName != "" || in && (known.cluster == cluster || !newest) {
+	if cluster.DNSName != "" || in && known.cluster == cluster {
 		return
 	}
 	d.endpoints[cluster.Name] = newClusterEndpoints(cluster, slicesOf(cluster.Service))

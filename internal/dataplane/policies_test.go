@@ -597,3 +597,49 @@ func TestAnExternalNameWaitsForItsPolicy(t *testing.T) {
 	w.later(settle)
 	w.wants(t, "afterwards", w.sends(), sendsA, sendsB, "/c c/80/dns/example.com")
 }
+
+// An earlier version of a route, which serves while the newest waits for a policy,
+// leads to the endpoints that its Service has now.
+func TestEarlierVersionsFollowTheirServices(t *testing.T) {
+	w := newPolicyWorld(t)
+	w.add("c", "10.0.0.3")
+	route := newRoute("a", "/a")
+	route.Spec.Rules[0].Backends[0].Name = "c"
+	w.in.ServiceRoutes[0] = changed(route, 2)
+	service := w.in.Services[0].DeepCopy()
+	service.Spec.Ports[0].Name = "web"
+	w.in.Services[0] = service
+	w.slices[model.Key{Namespace: "shop", Name: "a"}] = newSlices("web", "10.0.0.9")
+	w.configure()
+	w.wants(t, "while c waits", w.sends(), "/a a/80 10.0.0.9:8080", sendsB)
+	w.write()
+	w.configure()
+	w.wants(t, "with its policy", w.sends(), "/a c/80 10.0.0.3:8080", sendsB)
+}
+
+// A gateway that was invalid for a while sends requests where the others do.
+func TestAGatewayThatBecomesValidAgain(t *testing.T) {
+	w := newWorld(t)
+	other := newGateway(gatewayv1.HTTPProtocolType)
+	other.Name = "other"
+	invalid := newGateway("UDP")
+	invalid.Name = "other"
+	w.in.Gateways = append(w.in.Gateways, other)
+	w.in.ServiceRoutes[0].Spec.ParentRefs = append(w.in.ServiceRoutes[0].Spec.ParentRefs, gatewayv1.ParentReference{Name: "other"})
+	w.configure()
+	w.in.Gateways[1] = invalid
+	rename := func(port, address string) {
+		w.in.Services[0] = newService("a", port)
+		w.slices[model.Key{Namespace: "shop", Name: "a"}] = newSlices(port, address)
+		w.configure()
+	}
+	rename("web", "10.0.0.8")
+	rename("http", "10.0.0.9")
+	w.in.Gateways[1] = other
+	w.configure()
+	for key, gw := range w.gateways {
+		if got := fmt.Sprint(gw.reach["shop/a/80"].endpoints.set.Serving); !strings.Contains(got, "10.0.0.9") {
+			t.Errorf("%s sends requests to %s", key, got)
+		}
+	}
+}

@@ -45,10 +45,15 @@ func refusesBad(route model.Route) bool { return strings.Contains(route.Match.Pa
 
 func newJudge(t *testing.T) *judge {
 	t.Helper()
-	j := &judge{world: newWorld(t), written: map[model.Key]*Refusal{}}
+	j := judgeOf(newWorld(t))
 	j.now = time.Unix(1_000_000, 0)
-	j.Version = "1"
 	j.in.ServiceRoutes = []*v1alpha1.ServiceRoute{version("a", "/a", 1), version("b", "/b", 1)}
+	return j
+}
+
+func judgeOf(w *world) *judge {
+	j := &judge{world: w, written: map[model.Key]*Refusal{}}
+	j.Version = "1"
 	j.acks = func(gateway model.Key) (acks []xds.PodAck) {
 		for _, pod := range j.pods {
 			if pod.gateway == gateway && pod.sequence > 0 {
