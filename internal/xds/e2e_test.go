@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -430,21 +432,14 @@ func TestStore(t *testing.T) {
 	NewRelay(RelayOptions{Store: path, Log: testr.New(t)}) // starts all the same
 }
 
-// The real Envoy: routes a request, follows a change of a cluster in use
-// (warming again), and refuses what is refused without harm to the rest.
-func TestRealEnvoy(t *testing.T) {
+// startRealEnvoy returns a manager, and the relay of an Envoy, with a port that it
+// may listen on.
+func startRealEnvoy(t *testing.T) (*manager, *Relay, int32) {
+	t.Helper()
 	binary := os.Getenv("ENVOY_BIN")
 	if binary == "" {
 		t.Skip("ENVOY_BIN names no Envoy")
 	}
-	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/healthz" {
-			<-r.Context().Done() // until the check gives up
-			return
-		}
-		io.WriteString(w, "hello")
-	}))
-	defer backend.Close()
 	dir := t.TempDir()
 
 	p := &place{}
@@ -486,6 +481,21 @@ func TestRealEnvoy(t *testing.T) {
 	}
 	port := int32(free.Addr().(*net.TCPAddr).Port)
 	free.Close()
+	return m, r, port
+}
+
+// The real Envoy: routes a request, follows a change of a cluster in use
+// (warming again), and refuses what is refused without harm to the rest.
+func TestRealEnvoy(t *testing.T) {
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			<-r.Context().Done() // until the check gives up
+			return
+		}
+		io.WriteString(w, "hello")
+	}))
+	defer backend.Close()
+	m, r, port := startRealEnvoy(t)
 	address := backend.Listener.Addr().(*net.TCPAddr)
 	content := func(n int, change func(*model.Gateway)) Resources {
 		var cs []model.Cluster
@@ -607,4 +617,75 @@ func TestRealEnvoy(t *testing.T) {
 	get("/1")
 	m.applied(t, m.Set(gw, content(3, nil)).Sequence)
 	get("/1")
+}
+
+// Hundreds of good and bad versions of many objects, in any order: Envoy serves
+// what it would serve if the bad ones had never been, and all neighbours as they
+// are; each that it refuses is told of, and no other.
+func TestRealEnvoyIsNotHarmedByBadObjects(t *testing.T) {
+	const objects, steps = 40, 60
+	m, _, port := startRealEnvoy(t)
+	random := rand.New(rand.NewPCG(1, 7))
+	type version struct {
+		text string
+		bad  bool
+	}
+	now, served := map[string]version{}, map[string]string{}
+	content := func() Resources {
+		host := model.VirtualHost{Hostname: "*"}
+		for _, name := range slices.Sorted(maps.Keys(now)) {
+			route := model.Route{
+				Name: "shop/" + name + "/all/0", Match: model.Match{Path: "/" + name, Type: model.PathExact},
+				Response: &model.Response{Status: 200, Body: now[name].text},
+			}
+			if now[name].bad {
+				route.Match = model.Match{Path: "/" + name + "(" + now[name].text, Type: model.PathRegex}
+			}
+			host.Routes = append(host.Routes, route)
+		}
+		made := envoy.Translate(model.Gateway{Key: model.Key(gw), Ports: []model.Port{{Number: port, Bind: port, VirtualHosts: []model.VirtualHost{host}}}})
+		made[kinds[endpoints].url] = map[string]proto.Message{}
+		return made
+	}
+	m.applied(t, m.Set(gw, content()).Sequence)
+	changes := 0
+	for step := range steps {
+		for _, i := range random.Perm(objects)[:1+random.IntN(objects/2)] {
+			name := fmt.Sprintf("o%02d", i)
+			changes++
+			if random.IntN(6) == 0 {
+				delete(now, name)
+				delete(served, name)
+				continue
+			}
+			now[name] = version{fmt.Sprintf("%s in step %d", name, step), random.IntN(3) == 0}
+			if !now[name].bad {
+				served[name] = now[name].text
+			}
+		}
+		var bad []string
+		for name, version := range now {
+			if version.bad {
+				bad = append(bad, "shop/"+name)
+			}
+		}
+		slices.Sort(bad)
+		sequence := m.Set(gw, content()).Sequence
+		m.until(t, fmt.Sprintf("step %d: that %v are refused", step, bad), func(a Acks) bool {
+			return len(a.Pods) == 1 && a.Pods[0].Sequence == sequence && slices.Equal(slices.Sorted(maps.Keys(a.Pods[0].Held)), bad)
+		})
+		for i := range objects {
+			name := fmt.Sprintf("o%02d", i)
+			resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/%s", port, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if want, good := served[name]; good && (resp.StatusCode != http.StatusOK || string(got) != want) || !good && resp.StatusCode != http.StatusNotFound {
+				t.Fatalf("step %d: %s gets %d %q, where %q is good", step, name, resp.StatusCode, got, want)
+			}
+		}
+	}
+	t.Logf("%d changes of %d objects", changes, objects)
 }
