@@ -120,7 +120,7 @@ deflake: ## Repeat integration tests until one fails (FOCUS, LABELS).
 	$(ENVOY_BIN_SET); $(ASSETS_SET); $(TOOL) ginkgo run --until-it-fails --require-suite --randomize-all --poll-progress-after=60s $(SELECTION) $(GINKGOFLAGS) ./test/integration/...
 
 .PHONY: fuzz
-fuzz: ## Look for objects that break the translation, FUZZTIME for each target; then show Envoy what is made of SAMPLES gateways at random.
+fuzz: ## Look for objects that break the translation, FUZZTIME for each target; then show Envoy what is made of SAMPLES gateways at random (4.5 minutes if nothing is given).
 	$(GO) test ./internal/model -run '^$$' -fuzz '^FuzzBuild$$' -fuzztime $(FUZZTIME)
 	$(GO) test ./internal/envoy -run '^$$' -fuzz '^FuzzTranslate$$' -fuzztime $(FUZZTIME)
 	$(ENVOY_BIN_SET); $(GO) test ./internal/envoy -run '^TestEnvoyTakesAnything$$' -timeout 60m -v -samples $(SAMPLES)
@@ -142,7 +142,7 @@ build: ## Build bin/manager and bin/gateway-agent.
 docker-build: ## Build the image IMG with manager and gateway-agent.
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CONTAINER_TOOL) build --build-arg GO_VERSION=$(patsubst go%,%,$(GOTOOLCHAIN)) --build-arg VERSION=$(VERSION) --tag $(IMG) .
 
-##@ A cluster on this machine (KIND_NAME, KIND_PORT, KIND_TEST_PORTS, KIND_KUBERNETES)
+##@ A cluster on this machine (KIND_NAME, KIND_PORT, KIND_TEST_PORTS, KIND_KUBERNETES, KIND_IP_FAMILY)
 
 .PHONY: kind-up
 kind-up: ## Make a cluster of two nodes with kind; what is missing is installed or built on the way.

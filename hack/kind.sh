@@ -9,7 +9,9 @@
 #   hack/kind.sh kubectl      prints the path of a kubectl for it
 # KIND_NAME names it. For `up`, KIND_PORT is the port of this machine that leads to
 # node port 30888, KIND_TEST_PORTS a range of node ports which this machine has by
-# the same numbers (all on 127.0.0.1), KIND_KUBERNETES the version of Kubernetes.
+# the same numbers (all on 127.0.0.1), KIND_KUBERNETES the version of Kubernetes, and
+# KIND_IP_FAMILY=dual gives pods and Services IPv6 addresses, too (auto: where that
+# is possible).
 # shellcheck source=hack/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=hack/kind/images.lib.sh
@@ -19,6 +21,7 @@ NAME=${KIND_NAME:-meshroute}
 PORT=${KIND_PORT:-8888}
 NODE_PORT=30888
 TEST_PORTS=${KIND_TEST_PORTS-30080-30087}
+IP_FAMILY=${KIND_IP_FAMILY:-ipv4}
 STATE=${XDG_STATE_HOME:-$HOME/.local/state}/meshroute-kind/$NAME
 KUBECONFIG_FILE=$STATE/kubeconfig
 # Of its own, so that it goes with the cluster, and wide enough for networks with
@@ -29,6 +32,8 @@ export KIND_EXPERIMENTAL_DOCKER_NETWORK=kind-$NAME
 [[ $PORT =~ ^[0-9]+$ && $PORT -ge 1 && $PORT -le 65535 ]] || fail "KIND_PORT is \"$PORT\": use a port, for instance 8888"
 [[ -z $TEST_PORTS || $TEST_PORTS =~ ^3[0-2][0-9]{3}-3[0-2][0-9]{3}$ ]] ||
   fail "KIND_TEST_PORTS is \"$TEST_PORTS\": use a range of node ports, for instance 30080-30087, or nothing"
+
+[[ $IP_FAMILY =~ ^(ipv4|dual|auto)$ ]] || fail "KIND_IP_FAMILY is \"$IP_FAMILY\": use ipv4, dual or auto"
 
 BEGUN=$SECONDS
 step() { say "  $((SECONDS - BEGUN)) s: $*"; }
@@ -53,12 +58,19 @@ choose() {
   if published "$image"; then
     IMAGE=$image
     say "an image registry answers: the nodes run $IMAGE"
+    # Calico's own manifest gives pods IPv4 addresses only.
+    [[ $IP_FAMILY != dual ]] || fail "KIND_IP_FAMILY=dual is for nodes that are built here: leave it out"
+    IP_FAMILY=ipv4
     return
   fi
   [[ -z ${KIND_KUBERNETES:-} || $KIND_KUBERNETES == "$pinned" ]] ||
     fail "no image registry has $image here, and what is built from Go modules is Kubernetes $pinned: leave KIND_KUBERNETES out, or change hack/kube/go.mod"
   say "no image registry answers: the nodes are built from package registries (Kubernetes $pinned)"
   IMAGE=$("$ROOT/hack/kind/node.sh")
+  if [[ $IP_FAMILY == auto ]]; then
+    IP_FAMILY=ipv4
+    [[ $(cat /proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null) != 0 ]] || IP_FAMILY=dual
+  fi
 }
 
 # configuration prints what kind is to make.
@@ -69,6 +81,7 @@ kind: Cluster
 apiVersion: kind.x-k8s.io/v1alpha4
 networking:
   apiServerAddress: 127.0.0.1
+  ipFamily: $IP_FAMILY
   # Calico takes its place.
   disableDefaultCNI: true
 nodes:
@@ -121,6 +134,7 @@ free() {
 }
 
 create() {
+  local ipv6=()
   free
   choose
   # Each node watches many files; Debian's limit is met with two of them.
@@ -128,8 +142,12 @@ create() {
     sysctl -qw fs.inotify.max_user_instances=1024 ||
       say "fs.inotify.max_user_instances is low: if pods say \"too many open files\", have root raise it"
   fi
+  if [[ $IP_FAMILY == dual ]]; then
+    # Docker has no range of its own for IPv6: a private one (RFC 4193), by the name.
+    ipv6=(--ipv6 --subnet "$(sha256sum <<<"$NAME" | sed 's|^\(..\)\(....\)\(....\).*|fd\1:\2:\3::/64|')")
+  fi
   docker network inspect "$KIND_EXPERIMENTAL_DOCKER_NETWORK" >/dev/null 2>&1 ||
-    docker network create --label "meshroute.io/kind=$NAME" --opt com.docker.network.driver.mtu=9000 "$KIND_EXPERIMENTAL_DOCKER_NETWORK" >/dev/null
+    docker network create --label "meshroute.io/kind=$NAME" --opt com.docker.network.driver.mtu=9000 "${ipv6[@]}" "$KIND_EXPERIMENTAL_DOCKER_NETWORK" >/dev/null
   say "making the cluster $NAME: about half a minute"
   "$kind" create cluster --quiet --name "$NAME" --image "$IMAGE" --kubeconfig "$KUBECONFIG_FILE" --config <(configuration) >&2 ||
     fail "kind could not make the cluster: its reason is above"
@@ -138,6 +156,17 @@ create() {
 
 # built tells whether the nodes are made by hack/kind/node.sh.
 built() { [[ $(docker inspect --format '{{.Config.Image}}' "$NAME-control-plane") == meshroute.local/node:* ]]; }
+
+# calico_manifest prints what runs on nodes that hack/kind/node.sh made. What is for
+# IPv6 is there where the cluster has it, of which its nodes' ranges tell.
+calico_manifest() {
+  if [[ $(admin get nodes --output 'jsonpath={.items[0].spec.podCIDRs}') == *:* ]]; then
+    sed -e 's/\(name: FELIX_IPV6SUPPORT, value: \)"false"/\1"true"/' \
+      -e 's/"subnet": "usePodCidr"/"ranges": [[{"subnet": "usePodCidr"}], [{"subnet": "usePodCidrIPv6"}]]/' "$ROOT/hack/kind/calico.yaml"
+  else
+    cat "$ROOT/hack/kind/calico.yaml"
+  fi
+}
 
 # network installs Calico, which enforces NetworkPolicies, and Multus, which gives
 # pods more networks. Done again, it changes nothing.
@@ -151,7 +180,7 @@ network() {
       cat "$file"
     done | admin apply --server-side --filename - >/dev/null
     admin wait --for=condition=Established --timeout=30s customresourcedefinition/clusterinformations.crd.projectcalico.org >/dev/null
-    admin apply --server-side --filename - <"$ROOT/hack/kind/calico.yaml" >/dev/null
+    calico_manifest | admin apply --server-side --filename - >/dev/null
   else
     # Pods keep the usual MTU, whatever the nodes' network has.
     sed 's/veth_mtu: "0"/veth_mtu: "1480"/' "$calico/manifests/calico.yaml" | admin apply --server-side --filename - >/dev/null

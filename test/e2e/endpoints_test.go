@@ -3,12 +3,15 @@ package e2e_test
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -56,8 +59,11 @@ var _ = Describe("Endpoints", Label("endpoints"), Ordered, func() {
 		var pods []string
 		for range 20 {
 			got, err := get(gw.address, host, "/")
-			if err != nil || got.Status != 200 {
-				return nil, fmt.Errorf("%d %s: %w", got.Status, got.Body, err)
+			switch {
+			case err != nil:
+				return nil, err
+			case got.Status != 200:
+				return nil, fmt.Errorf("%d %s", got.Status, got.Body)
 			}
 			if !slices.Contains(pods, got.Echo.Pod) {
 				pods = append(pods, got.Echo.Pod)
@@ -126,7 +132,44 @@ var _ = Describe("Endpoints", Label("endpoints"), Ordered, func() {
 		Eventually(asked).Should(ConsistOf(well))
 		Eventually(backendStatus(ctx)).Should(SatisfyAll(HaveField("HealthyEndpoints", HaveValue(Equal(int32(2)))), HaveField("UnhealthyEndpoints", BeEmpty())))
 	})
+
+	It("are reached by IPv6, by clients who come by it, too, where their Service prefers that", func(ctx SpecContext) {
+		address := ipv6Address(ctx, controlPlane)
+		if address == "" {
+			Skip("nodes have no IPv6 addresses")
+		}
+		six := &corev1.Service{
+			Namespace: namespace, Name: "six",
+			Spec: corev1.ServiceSpec{
+				Selector:   map[string]string{"app": "app"},
+				IPFamilies: []corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, IPFamilyPolicy: new(corev1.IPFamilyPolicyRequireDualStack),
+				Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
+			},
+		}
+		create(ctx, six, harness.Route(namespace, "six", "six."+host, "six", gw.parent()))
+		_, port, err := net.SplitHostPort(gw.address)
+		Expect(err).NotTo(HaveOccurred())
+		for _, by := range []string{gw.address, net.JoinHostPort(address, port)} {
+			Eventually(func() (string, error) {
+				got, err := get(by, "six."+host, "/")
+				return got.Echo.From, err
+			}).Should(HavePrefix("["), "by way of %s", by)
+		}
+	})
 })
+
+// ipv6Address is a node's, empty where it has none.
+func ipv6Address(ctx context.Context, name string) string {
+	GinkgoHelper()
+	var node corev1.Node
+	Expect(k8s.Get(ctx, client.ObjectKey{Name: name}, &node)).To(Succeed())
+	for _, address := range node.Status.Addresses {
+		if ip, err := netip.ParseAddr(address.Address); err == nil && ip.Is6() && address.Type == corev1.NodeInternalIP {
+			return address.Address
+		}
+	}
+	return ""
+}
 
 func addressOf(ctx context.Context, namespace, pod string) string {
 	GinkgoHelper()

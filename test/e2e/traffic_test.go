@@ -25,6 +25,7 @@ type echo struct {
 	Pod     string              `json:"pod"`
 	Host    string              `json:"host"`
 	Path    string              `json:"path"`
+	From    string              `json:"from"`
 	Headers map[string][]string `json:"headers"`
 	// Checks are how often gateways have asked for the pod's health.
 	Checks int64 `json:"checks"`
