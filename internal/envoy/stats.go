@@ -17,12 +17,21 @@ const clusterStats = `upstream_rq_(total|active|pending_active|pending_overflow|
 	`|health_check\.(attempt|failure|healthy)` +
 	`|circuit_breakers\.default\.rq_open`
 
-// otherStats are the beginnings of the names of what is counted beside clusters
-// and connection managers. None of it grows with the number of routes.
-var otherStats = []string{
-	"cluster_manager.", "control_plane.", "http1.", "http2.", "listener.", "listener_manager.",
-	"main_thread.", "overload.", "runtime.", "server.", "workers.",
-}
+// managerStats are what a connection manager counts, and its filters do, and what
+// routes have come.
+const managerStats = `[^.]+(\.[^.]+)?|scoped_rds\.scopes\.[^.]+`
+
+// otherStats is what is counted beside clusters and connection managers, all of
+// it. None of it grows with the number of routes.
+const otherStats = `cluster_manager|control_plane|http1|http2|listener|listener_manager` +
+	`|main_thread|overload|runtime|server|workers`
+
+// countedStats matches the whole of a name that is counted; a cluster's own name
+// holds no dot. It is one regular expression, and none of it is left to Envoy's
+// patterns for prefixes: what a pattern says of a name Envoy remembers, but a
+// prefix it compares again each time, and it asks for eight names with each
+// answer that it counts.
+const countedStats = `cluster\.[^.]+\.(` + clusterStats + `)|http\.[^.]+\.(` + managerStats + `)|(` + otherStats + `)\..*`
 
 // requestTime are the upper bounds, in milliseconds, of the histogram of how
 // long a cluster took to answer. Envoy's own 19 would be more series than all
@@ -31,30 +40,13 @@ var requestTime = []float64{5, 25, 100, 500, 2500, 10000}
 
 // statistics says what Envoy counts.
 func statistics() *metricsv3.StatsConfig {
-	patterns := []*matcherv3.StringMatcher{
-		// A cluster's name holds no dot.
-		matching(`cluster\.[^.]+\.(` + clusterStats + `)`),
-		// What a connection manager counts, and its filters do, and what routes
-		// have come.
-		matching(`http\.[^.]+\.([^.]+(\.[^.]+)?|scoped_rds\.scopes\.[^.]+)`),
-	}
-	for _, prefix := range otherStats {
-		patterns = append(patterns, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix}})
-	}
 	return &metricsv3.StatsConfig{
 		StatsMatcher: &metricsv3.StatsMatcher{StatsMatcher: &metricsv3.StatsMatcher_InclusionList{
-			InclusionList: &matcherv3.ListStringMatcher{Patterns: patterns},
+			InclusionList: &matcherv3.ListStringMatcher{Patterns: []*matcherv3.StringMatcher{like(countedStats)}},
 		}},
 		HistogramBucketSettings: []*metricsv3.HistogramBucketSettings{{
 			Match:   &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Suffix{Suffix: ".upstream_rq_time"}},
 			Buckets: requestTime,
 		}},
 	}
-}
-
-// matching compares the whole of a name.
-func matching(pattern string) *matcherv3.StringMatcher {
-	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
-		SafeRegex: &matcherv3.RegexMatcher{Regex: pattern},
-	}}
 }
