@@ -42,7 +42,7 @@ ginkgo ./test/e2e/demo --timeout=20m "$@"
 
 if [[ $MODE != existing ]]; then
   # Beside a cluster that somebody may be using, and its port.
-  export KIND_NAME=${KIND_NAME:-meshroute-e2e} KIND_PORT=${KIND_PORT:-18888} KIND_IP_FAMILY=${KIND_IP_FAMILY:-auto} KIND_TEST_PORTS=
+  export KIND_NAME=${KIND_NAME:-meshroute-e2e} KIND_PORT=${KIND_PORT:-18888} KIND_TEST_PORTS=
   trap clean EXIT
   trap 'exit 130' INT TERM
   "${make[@]}" kind-up

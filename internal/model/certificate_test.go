@@ -19,7 +19,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"meshroute.io/meshroute/api/v1alpha1"
 	"meshroute.io/meshroute/internal/certtest"
 )
 
@@ -193,4 +196,65 @@ func FuzzReadCertificate(f *testing.F) {
 			t.Errorf("(-first +again):\n%s", diff)
 		}
 	})
+}
+
+// Whatever a Gateway asks for, the Secrets that are read for it are bounded, and
+// those of others are read all the same.
+func TestAGatewayHasOnlySoManySecretsRead(t *testing.T) {
+	t.Parallel()
+	gateway := func(name string) *gatewayv1.Gateway {
+		return &gatewayv1.Gateway{Namespace: "shop", Name: name, Spec: gatewayv1.GatewaySpec{GatewayClassName: "meshroute"}}
+	}
+	https := func(name string, secrets ...gatewayv1.ObjectName) gatewayv1.Listener {
+		listener := gatewayv1.Listener{
+			Name: gatewayv1.SectionName(name), Port: 443, Protocol: gatewayv1.HTTPSProtocolType,
+			Hostname: new(gatewayv1.Hostname(name + ".example.com")), TLS: &gatewayv1.ListenerTLSConfig{},
+		}
+		for _, secret := range secrets {
+			listener.TLS.CertificateRefs = append(listener.TLS.CertificateRefs, gatewayv1.SecretObjectReference{Name: secret})
+		}
+		return listener
+	}
+	greedy, modest := gateway("greedy"), gateway("modest")
+	for i := range maxSecrets/64 + 1 {
+		var secrets []gatewayv1.ObjectName
+		for j := range 64 {
+			secrets = append(secrets, gatewayv1.ObjectName(fmt.Sprintf("cert-%d-%d", i, j)))
+		}
+		greedy.Spec.Listeners = append(greedy.Spec.Listeners, https(fmt.Sprint("l", i), secrets...))
+	}
+	greedy.Spec.Listeners = append(greedy.Spec.Listeners, https("again", "cert-0-0"))
+	modest.Spec.Listeners = append(modest.Spec.Listeners, https("one", "cert"))
+	in := Inputs{
+		GatewayClasses: []*gatewayv1.GatewayClass{{Name: "meshroute", Spec: gatewayv1.GatewayClassSpec{ControllerName: v1alpha1.ControllerName}}},
+		Gateways:       []*gatewayv1.Gateway{greedy, modest},
+		Certificates:   map[Key]*Certificate{},
+	}
+	pair := certtest.NewAuthority(t).Issue(t, "*.example.com")
+	wanted := Certificates(in)
+	for _, key := range wanted {
+		secret := tlsSecret(pair)
+		secret.Namespace, secret.Name = key.Namespace, key.Name
+		in.Certificates[key] = ReadCertificate(secret, nil)
+	}
+	if len(wanted) != maxSecrets+1 || in.Certificates[Key{"shop", "cert"}] == nil {
+		t.Errorf("%d Secrets are read, wanted %d", len(wanted), maxSecrets+1)
+	}
+	refused := func(secret string) string {
+		return "Secret shop/" + secret + " is not looked at, because the listeners before refer to 256 others: have one certificate for several names, or another Gateway"
+	}
+	var got []string
+	for _, status := range Build(in).GatewayStatuses {
+		for _, listener := range status.Listeners {
+			for _, condition := range listener.Conditions {
+				if condition.Type == v1alpha1.ConditionResolvedRefs && condition.Status == metav1.ConditionFalse {
+					got = append(got, fmt.Sprintf("%s of %s: %s", listener.Name, status.Name, condition.Message))
+				}
+			}
+		}
+	}
+	want := []string{"l4 of greedy: " + refused("cert-4-0") + "; " + refused("cert-4-1") + "; " + refused("cert-4-2") + "; and 61 more"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
 }

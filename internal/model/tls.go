@@ -26,22 +26,36 @@ func Certificates(in Inputs) []Key {
 	}
 	wanted := map[Key]bool{}
 	for _, gw := range in.Gateways {
-		if !classes[string(gw.Spec.GatewayClassName)] {
-			continue
-		}
-		for i := range gw.Spec.Listeners {
-			listener := &gw.Spec.Listeners[i]
-			if listener.Protocol != gatewayv1.HTTPSProtocolType || listener.TLS == nil {
-				continue
-			}
-			for _, ref := range listener.TLS.CertificateRefs {
-				if key, _, problem := certificateRef(in, gw, ref); problem == "" {
-					wanted[key] = true
-				}
-			}
+		if classes[string(gw.Spec.GatewayClassName)] {
+			maps.Copy(wanted, secretsOf(in, gw))
 		}
 	}
 	return slices.SortedFunc(maps.Keys(wanted), CompareKeys)
+}
+
+// maxSecrets is how many Secrets a Gateway has read for it. Each costs a watch, of
+// every replica of the manager; a schema admits 4096 of them.
+const maxSecrets = 256
+
+// secretsOf are the Secrets that a Gateway's listeners refer to, and may: the
+// first maxSecrets, in the order of the listeners.
+func secretsOf(in Inputs, gw *gatewayv1.Gateway) map[Key]bool {
+	wanted := map[Key]bool{}
+	for i := range gw.Spec.Listeners {
+		listener := &gw.Spec.Listeners[i]
+		if listener.Protocol != gatewayv1.HTTPSProtocolType || listener.TLS == nil {
+			continue
+		}
+		for _, ref := range listener.TLS.CertificateRefs {
+			if len(wanted) == maxSecrets {
+				return wanted
+			}
+			if key, _, problem := certificateRef(in, gw, ref); problem == "" {
+				wanted[key] = true
+			}
+		}
+	}
+	return wanted
 }
 
 // certificateRef is the Secret that a reference names, or the reason and the
@@ -72,9 +86,10 @@ func grantsIn(grants []*gatewayv1.ReferenceGrant, namespace string) []*gatewayv1
 	return own
 }
 
-// certificates resolves the certificateRefs of an HTTPS listener. It returns
-// those that are there, good or not, and the condition ResolvedRefs.
-func certificates(in Inputs, gw *gatewayv1.Gateway, source *gatewayv1.Listener) (found []*Certificate, resolved metav1.Condition) {
+// certificates resolves the certificateRefs of an HTTPS listener, as far as they are
+// among those that are read for its Gateway. It returns those that are there, good
+// or not, and the condition ResolvedRefs.
+func certificates(in Inputs, gw *gatewayv1.Gateway, read map[Key]bool, source *gatewayv1.Listener) (found []*Certificate, resolved metav1.Condition) {
 	var problems []string
 	reason := string(gatewayv1.ListenerReasonResolvedRefs)
 	fail := func(why, problem string) {
@@ -101,6 +116,11 @@ func certificates(in Inputs, gw *gatewayv1.Gateway, source *gatewayv1.Listener) 
 			continue
 		}
 		seen[key] = true
+		if !read[key] {
+			fail(string(gatewayv1.ListenerReasonInvalidCertificateRef), fmt.Sprintf(
+				"Secret %s is not looked at, because the listeners before refer to %d others: have one certificate for several names, or another Gateway", key, maxSecrets))
+			continue
+		}
 		certificate := in.Certificates[key]
 		if certificate == nil {
 			fail(string(gatewayv1.ListenerReasonInvalidCertificateRef), fmt.Sprintf(
@@ -224,6 +244,7 @@ func (t servedTLS) join(gw *Gateway) {
 func judgeTLS(in Inputs, gw *gateway, status *GatewayStatus, unserved map[*listener]string) servedTLS {
 	served := servedTLS{ports: map[int32][]TLSListener{}, certificates: map[Key]*Certificate{}}
 	status.Listeners = slices.Clone(status.Listeners)
+	read := secretsOf(in, gw.source)
 	accepted := make(map[int]*listener, len(gw.listeners))
 	for _, l := range gw.listeners {
 		accepted[l.index] = l
@@ -233,7 +254,7 @@ func judgeTLS(in Inputs, gw *gateway, status *GatewayStatus, unserved map[*liste
 		if source.Protocol != gatewayv1.HTTPSProtocolType || unsupportedTLS(gw.source, source) != "" {
 			continue
 		}
-		found, resolved := certificates(in, gw.source, source)
+		found, resolved := certificates(in, gw.source, read, source)
 		of := &status.Listeners[i]
 		of.Conditions = slices.Clone(of.Conditions)
 		replaceResolved(of.Conditions, resolved)
