@@ -6,12 +6,10 @@ import (
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
-	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
 	actionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/matcher/action/v3"
-	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -37,7 +35,7 @@ func listener(name string, port model.Port) *listenerv3.Listener {
 		StatPrefix:     name,
 		CodecType:      hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: scopedRoutes(),
-		HttpFilters: append(append(scopeFilters(name), routeFilters()...), idempotentRetries(), &hcmv3.HttpFilter{
+		HttpFilters: append(append(scopeFilters(name), routeFilters()...), &hcmv3.HttpFilter{
 			Name: wellknown.Router,
 			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: mustAny(&routerv3.Router{
 				// Clients are not told about Envoy's inner timings.
@@ -123,27 +121,6 @@ func pipeAddress(path string) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path}}}
 }
 
-// idempotentRetries adds to the retries of every route (untouchedRetries) those
-// of requests that may be sent twice without harm (RFC 9110, 9.2.2), when an
-// endpoint takes one and is gone before it answers. A route cannot say this:
-// its retries are the same for all methods. So the router is told by a header,
-// which it takes away before it sends the request on; a client's own is removed
-// before this filter sees it.
-func idempotentRetries() *hcmv3.HttpFilter {
-	methods := &xdsmatcherv3.Matcher_MatcherList_Predicate_PredicateList{}
-	for _, method := range []string{"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"} {
-		methods.Predicate = append(methods.Predicate, headerIs(":method", method))
-	}
-	idempotent := &xdsmatcherv3.Matcher_MatcherList_Predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_OrMatcher{OrMatcher: methods}}
-	return &hcmv3.HttpFilter{
-		Name: "meshroute.idempotent-retries",
-		ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: onlyWhere(idempotent, "envoy.filters.http.header_mutation",
-			mustAny(&headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
-				RequestMutations: []*mutationrulesv3.HeaderMutation{overwriteHeader("x-envoy-retry-on", "reset")},
-			}}))},
-	}
-}
-
 // onlyWhere is a filter that other requests skip.
 func onlyWhere(predicate *xdsmatcherv3.Matcher_MatcherList_Predicate, name string, filter *anypb.Any) *anypb.Any {
 	return mustAny(&matchingv3.ExtensionWithMatcher{
@@ -164,10 +141,6 @@ func not(predicate *xdsmatcherv3.Matcher_MatcherList_Predicate) *xdsmatcherv3.Ma
 		return double.NotMatcher
 	}
 	return &xdsmatcherv3.Matcher_MatcherList_Predicate{MatchType: &xdsmatcherv3.Matcher_MatcherList_Predicate_NotMatcher{NotMatcher: predicate}}
-}
-
-func headerIs(name, value string) *xdsmatcherv3.Matcher_MatcherList_Predicate {
-	return headerPredicate(name, &xdsmatcherv3.StringMatcher{MatchPattern: &xdsmatcherv3.StringMatcher_Exact{Exact: value}})
 }
 
 func headerMatches(name, regex string) *xdsmatcherv3.Matcher_MatcherList_Predicate {

@@ -91,18 +91,22 @@ func TestRetriesOfWhatABackendTookAndNeverAnswered(t *testing.T) {
 	}}}}
 	in.Gateway.Clusters = []model.Cluster{{Name: cluster}}
 	port := freePort(t)
-	in.Gateway.Ports = []model.Port{{Number: port, Bind: port, VirtualHosts: []model.VirtualHost{{
-		Hostname: "*",
-		Routes: []model.Route{{
-			Name: "all", Match: model.Match{Path: "/"}, Timeout: 10 * time.Second,
+	route := func(method string) model.Route {
+		return model.Route{
+			Name: "all", Match: model.Match{Path: "/", Method: method}, Timeout: 10 * time.Second,
 			Backends: []model.WeightedCluster{{Cluster: cluster, Weight: 1}},
-		}},
-	}}}}
+		}
+	}
+	in.Gateway.Ports = []model.Port{{Number: port, Bind: port, VirtualHosts: []model.VirtualHost{
+		{Hostname: "*", Routes: []model.Route{route("")}},
+		{Hostname: "by-method", Routes: []model.Route{route("GET"), route("POST")}},
+	}}}
 	address := startEnvoy(t, in)
 
 	for name, test := range map[string]struct {
 		method, header string
-		deaths         int // of the backend; 1 where it is 0
+		host           string // "shop" where it is empty
+		deaths         int    // of the backend; 1 where it is 0
 		body           int
 		want           string // status, and how often the backend saw it
 	}{
@@ -117,6 +121,8 @@ func TestRetriesOfWhatABackendTookAndNeverAnswered(t *testing.T) {
 		"POST":                               {method: "POST", body: 10, want: "503, seen 1"},
 		"POST without a body":                {method: "POST", want: "503, seen 1"},
 		"PATCH":                              {method: "PATCH", body: 10, want: "503, seen 1"},
+		"a route for GET alone":              {host: "by-method", method: "GET", want: "200, seen 2"},
+		"a route for POST alone":             {host: "by-method", method: "POST", body: 10, want: "503, seen 1"},
 		"a method that is not listed":        {method: "PROPPATCH", want: "503, seen 1"},
 		"a client cannot ask for it":         {method: "POST", header: "x-envoy-retry-on: reset,5xx\r\nx-envoy-max-retries: 5\r\n", want: "503, seen 1"},
 		"a client cannot ask for more tries": {method: "GET", header: "x-envoy-max-retries: 0\r\n", want: "200, seen 2"},
@@ -130,7 +136,11 @@ func TestRetriesOfWhatABackendTookAndNeverAnswered(t *testing.T) {
 			}
 			defer conn.Close()
 			conn.SetDeadline(time.Now().Add(20 * time.Second))
-			request := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: shop\r\n%s", test.method, path, test.header)
+			host := test.host
+			if host == "" {
+				host = "shop"
+			}
+			request := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: %s\r\n%s", test.method, path, host, test.header)
 			if test.body > 0 {
 				request += fmt.Sprintf("Content-Length: %d\r\n", test.body)
 			}

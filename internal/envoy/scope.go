@@ -154,11 +154,15 @@ func virtualHost(host model.VirtualHost) *routev3.VirtualHost {
 	for i := range host.Routes {
 		from := &host.Routes[i]
 		to := route(from)
+		once := withoutRepeats(from, to)
 		if twin := preflight(from, to); twin != nil {
 			made.Routes = append(made.Routes, twin)
 		}
 		if twin := redirectWithPort(from, to); twin != nil {
 			made.Routes = append(made.Routes, twin)
+		}
+		if once != nil {
+			made.Routes = append(made.Routes, once)
 		}
 		made.Routes = append(made.Routes, to)
 	}
