@@ -217,7 +217,7 @@ var otherMethods = func() []*routev3.HeaderMatcher {
 
 // withoutRepeats is what comes before a route for all methods: the same for
 // requests that must not be sent twice. A route's retries are alike for all of its
-// methods, and a filter that tells them apart for the router takes a tenth of what
+// methods, and a filter that tells them apart for the router takes a twentieth of what
 // Envoy does for a request. Nil for all other routes.
 func withoutRepeats(from *model.Route, to *routev3.Route) *routev3.Route {
 	if to.GetRoute().GetRetryPolicy() == nil || from.Match.Method != "" {
