@@ -151,6 +151,13 @@ var _ = Describe("No request is lost", Label("survive"), Serial, Ordered, Contin
 			return false
 		}
 		Expect(evict()).To(BeTrue(), "no pod of the gateway runs on %s", worker)
+		// Nothing in a gateway helps where all backends are on the node that goes.
+		if !slices.Contains(nodesOf(ctx, namespace, "app"), controlPlane) {
+			rebalance(ctx, app)
+		}
+		before := nodesOf(ctx, namespace, "app")
+		Expect(before).To(ContainElement(controlPlane), "the backends' nodes")
+		AddReportEntry("nodes of the backends before the drain", before)
 		got := under("node drained", func() {
 			kubectl(ctx, "drain", worker, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=150s")
 			kubectl(ctx, "uncordon", worker)
@@ -333,6 +340,21 @@ func nodeReady(ctx context.Context, name string) func() (bool, error) {
 		}
 		return false, nil
 	}
+}
+
+// nodesOf are the nodes on which the pods of a backend run.
+func nodesOf(ctx context.Context, namespace, name string) []string {
+	GinkgoHelper()
+	var pods corev1.PodList
+	Expect(k8s.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels{"app": name})).To(Succeed())
+	var nodes []string
+	for _, pod := range pods.Items {
+		if ready(&pod) {
+			nodes = append(nodes, pod.Spec.NodeName)
+		}
+	}
+	slices.Sort(nodes)
+	return nodes
 }
 
 // rebalance has pods of a Deployment on both nodes again.
