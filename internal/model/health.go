@@ -410,15 +410,17 @@ func findHealth(route *RouteStatus, cluster Cluster, o Observations) foundHealth
 	if o.Health == nil || o.Unhealthy == nil {
 		return found
 	}
-	failing := map[netip.AddrPort]int{}
-	seen := map[Key]bool{}
-	for _, parent := range route.Parents {
-		if parent.Gateway == nil || seen[*parent.Gateway] || o.Health(*parent.Gateway, cluster).Check == nil {
+	var failing map[netip.AddrPort]int // mostly none
+	for i, parent := range route.Parents {
+		twice := func(other ParentStatus) bool { return other.Gateway != nil && *other.Gateway == *parent.Gateway }
+		if parent.Gateway == nil || o.Health(*parent.Gateway, cluster).Check == nil || slices.ContainsFunc(route.Parents[:i], twice) {
 			continue
 		}
-		seen[*parent.Gateway] = true
 		found.pods += o.GatewayProgress(*parent.Gateway).Pods
 		for endpoint, pods := range o.Unhealthy(*parent.Gateway, cluster.Name) {
+			if failing == nil {
+				failing = map[netip.AddrPort]int{}
+			}
 			failing[endpoint] += pods
 		}
 	}
