@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -38,6 +39,14 @@ const statusOwner = client.FieldOwner("meshroute.io/status")
 // written once.
 const statusDelay = 500 * time.Millisecond
 
+// Where there are so many routes that to look at all of them takes long, statuses
+// wait statusShare times as long as that took, up to maxStatusDelay: it is work and
+// garbage that changes of configuration would have to wait for.
+const (
+	statusShare    = 10
+	maxStatusDelay = 3 * time.Second
+)
+
 // A new leader knows of gateway pods what they report to it. Where there were
 // gateways that were programmed, it says nothing for returnTime: all pods that
 // live have come to it by then. That one has no pods at all any more it says
@@ -65,6 +74,11 @@ type StatusReconciler struct {
 
 	started time.Time
 	counted counted
+	took    atomic.Int64 // nanoseconds, to find out what to write
+}
+
+func (r *StatusReconciler) delay() time.Duration {
+	return max(statusDelay, min(statusShare*time.Duration(r.took.Load()), maxStatusDelay))
 }
 
 // Reconcile brings all statuses up to date.
@@ -77,6 +91,7 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl
 	if r.started.IsZero() {
 		r.started = r.Clock.Now()
 	}
+	begun := r.Clock.Now()
 	workloads, err := r.workloads(ctx)
 	if err != nil {
 		return ctrl.Result{}, err
@@ -95,6 +110,7 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl
 		r.routes(ctx, observed, now, &writes),
 		r.meshRoutes(ctx, observed, now, &writes),
 	)
+	r.took.Store(int64(r.Clock.Since(begun)))
 	left, err := writes.run(r.Clock)
 	if left {
 		// What is true of the others may be another thing by now.
@@ -356,16 +372,16 @@ func (r *StatusReconciler) SetupWithManager(mgr manager.Manager) error {
 	// Whatever happens, all statuses are looked at, a little later.
 	all := handler.TypedFuncs[client.Object, statusRequest]{
 		CreateFunc: func(_ context.Context, _ event.CreateEvent, queue statusQueue) {
-			queue.AddAfter(statusRequest{}, statusDelay)
+			queue.AddAfter(statusRequest{}, r.delay())
 		},
 		UpdateFunc: func(_ context.Context, _ event.UpdateEvent, queue statusQueue) {
-			queue.AddAfter(statusRequest{}, statusDelay)
+			queue.AddAfter(statusRequest{}, r.delay())
 		},
 		DeleteFunc: func(_ context.Context, _ event.DeleteEvent, queue statusQueue) {
-			queue.AddAfter(statusRequest{}, statusDelay)
+			queue.AddAfter(statusRequest{}, r.delay())
 		},
 		GenericFunc: func(_ context.Context, _ event.GenericEvent, queue statusQueue) {
-			queue.AddAfter(statusRequest{}, statusDelay)
+			queue.AddAfter(statusRequest{}, r.delay())
 		},
 	}
 	// What this operator writes itself is no news to it; a status that somebody

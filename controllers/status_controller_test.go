@@ -3,6 +3,7 @@ package controllers
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -35,5 +36,20 @@ func TestNoStatusIsTouchedBeforeTheFirstBuild(t *testing.T) {
 	}
 	if err := objects.Get(t.Context(), client.ObjectKeyFromObject(there), there); err != nil {
 		t.Errorf("the MeshRoute: %v", err)
+	}
+}
+
+func TestStatusesWaitLongerWhereThereAreMany(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{
+		0:                      500 * time.Millisecond,
+		20 * time.Millisecond:  500 * time.Millisecond,
+		150 * time.Millisecond: 1500 * time.Millisecond,
+		time.Minute:            3 * time.Second,
+	} {
+		var r StatusReconciler
+		r.took.Store(int64(took))
+		if got := r.delay(); got != want {
+			t.Errorf("after a look that took %v they wait %v", took, got)
+		}
 	}
 }

@@ -17,7 +17,7 @@ const (
 	// it fits into memoryFloor.
 	gcPercent = 300
 	// memoryFloor is what Go's runtime may use before it collects sooner.
-	memoryFloor = 220 << 20
+	memoryFloor = 240 << 20
 	// headroom is the least share of what is in use that may be garbage: with
 	// less, collections would be most of the work.
 	headroom = 0.4
