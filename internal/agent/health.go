@@ -33,7 +33,7 @@ const (
 	healthLogSize = 1 << 20
 	// healthLogLook is how often is looked whether Envoy has written something. It
 	// does so every 500 ms (--file-flush-interval-msec).
-	healthLogLook = 250 * time.Millisecond
+	healthLogLook = time.Second
 	// healthLogForget is how often endpoints are forgotten that have gone: Envoy
 	// says nothing of that.
 	healthLogForget = 10 * time.Second
