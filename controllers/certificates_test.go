@@ -70,6 +70,16 @@ func newCertificates(t *testing.T) (*Certificates, *secretsAPI, workqueue.TypedR
 	return certificates, api, queue
 }
 
+// newCertificatesWith returns Certificates that have read the Secret cert.
+func newCertificatesWith(t *testing.T, pair certtest.Pair) (*Certificates, *secretsAPI, workqueue.TypedRateLimitingInterface[dataplaneRequest]) {
+	t.Helper()
+	certificates, api, queue := newCertificates(t)
+	api.apply("cert", "1", pair)
+	told(certificates, secret("cert"))
+	woken(queue)
+	return certificates, api, queue
+}
+
 func (a *secretsAPI) key(namespace string, options metav1.ListOptions) model.Key {
 	name, one := strings.CutPrefix(options.FieldSelector, "metadata.name=")
 	if namespace == "" || !one {
@@ -254,10 +264,7 @@ func TestASecretIsFollowed(t *testing.T) {
 func TestADeletedSecretCountsForAMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		authority := certtest.NewAuthority(t)
-		certificates, api, queue := newCertificates(t)
-		api.apply("cert", "1", authority.Issue(t, "first.example.com"))
-		told(certificates, secret("cert"))
-		woken(queue)
+		certificates, api, queue := newCertificatesWith(t, authority.Issue(t, "first.example.com"))
 
 		api.delete("cert")
 		woken(queue)
@@ -295,10 +302,7 @@ func TestASecretThatCannotBeRead(t *testing.T) {
 	defer func() { utilruntime.ErrorHandlers = handlers }() //nolint:reassign // as it was
 	synctest.Test(t, func(t *testing.T) {
 		authority := certtest.NewAuthority(t)
-		certificates, api, queue := newCertificates(t)
-		api.apply("cert", "1", authority.Issue(t, "first.example.com"))
-		told(certificates, secret("cert"))
-		woken(queue)
+		certificates, api, queue := newCertificatesWith(t, authority.Issue(t, "first.example.com"))
 
 		api.fail(apierrors.NewServiceUnavailable("away"))
 		time.Sleep(time.Minute)

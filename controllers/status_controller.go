@@ -104,9 +104,9 @@ func (r *StatusReconciler) Reconcile(ctx context.Context, _ statusRequest) (ctrl
 	now := metav1.NewTime(r.Clock.Now())
 	writes := statusWrites{counts: map[model.Key]func() error{}}
 	failed := errors.Join(
-		r.classes(ctx, observed, now),
-		r.gateways(ctx, observed, now),
-		r.healthPolicies(ctx, observed, now),
+		r.classes(ctx, observed, now, &writes),
+		r.gateways(ctx, observed, now, &writes),
+		r.healthPolicies(ctx, observed, now, &writes),
 		r.routes(ctx, observed, now, &writes),
 		r.meshRoutes(ctx, observed, now, &writes),
 	)
@@ -220,12 +220,11 @@ func serviceAddresses(service *corev1.Service) []gatewayv1.GatewayStatusAddress 
 	return addresses
 }
 
-func (r *StatusReconciler) classes(ctx context.Context, observed model.Observed, now metav1.Time) error {
+func (r *StatusReconciler) classes(ctx context.Context, observed model.Observed, now metav1.Time, to *statusWrites) error {
 	var list gatewayv1.GatewayClassList
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read GatewayClasses: %w", err)
 	}
-	var failed []error
 	for i := range list.Items {
 		object := &list.Items[i]
 		status, ours := observed.Classes[object.Name]
@@ -233,17 +232,18 @@ func (r *StatusReconciler) classes(ctx context.Context, observed model.Observed,
 			continue
 		}
 		status.Conditions = model.MergeConditions(object.Status.Conditions, status.Conditions, now)
-		failed = append(failed, r.write(ctx, object, object.Status, status))
+		if !equality.Semantic.DeepEqual(object.Status, status) {
+			to.add(true, func() error { return applyStatus(ctx, r.Client, object, status) })
+		}
 	}
-	return errors.Join(failed...)
+	return nil
 }
 
-func (r *StatusReconciler) gateways(ctx context.Context, observed model.Observed, now metav1.Time) error {
+func (r *StatusReconciler) gateways(ctx context.Context, observed model.Observed, now metav1.Time, to *statusWrites) error {
 	var list gatewayv1.GatewayList
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read Gateways: %w", err)
 	}
-	var failed []error
 	for i := range list.Items {
 		object := &list.Items[i]
 		status, ours := observed.Gateways[keyOf(object)]
@@ -260,9 +260,11 @@ func (r *StatusReconciler) gateways(ctx context.Context, observed model.Observed
 			}
 			status.Listeners[l].Conditions = model.MergeConditions(before, status.Listeners[l].Conditions, now)
 		}
-		failed = append(failed, r.write(ctx, object, object.Status, status))
+		if !equality.Semantic.DeepEqual(object.Status, status) {
+			to.add(true, func() error { return applyStatus(ctx, r.Client, object, status) })
+		}
 	}
-	return errors.Join(failed...)
+	return nil
 }
 
 func (r *StatusReconciler) routes(ctx context.Context, observed model.Observed, now metav1.Time, to *statusWrites) error {
@@ -358,13 +360,6 @@ func (r *StatusReconciler) createMeshRoute(ctx context.Context, object *v1alpha1
 		return fmt.Errorf("create %s: %w", describe(object), err)
 	}
 	return nil
-}
-
-func (r *StatusReconciler) write(ctx context.Context, object client.Object, before, after any) error {
-	if equality.Semantic.DeepEqual(before, after) {
-		return nil
-	}
-	return applyStatus(ctx, r.Client, object, after)
 }
 
 // SetupWithManager registers the controller.

@@ -14,12 +14,11 @@ import (
 )
 
 // healthPolicies writes the statuses of HealthPolicies.
-func (r *StatusReconciler) healthPolicies(ctx context.Context, observed model.Observed, now metav1.Time) error {
+func (r *StatusReconciler) healthPolicies(ctx context.Context, observed model.Observed, now metav1.Time, to *statusWrites) error {
 	var list v1alpha1.HealthPolicyList
 	if err := r.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read HealthPolicies: %w", err)
 	}
-	var writes []func() error
 	for i := range list.Items {
 		object := &list.Items[i]
 		status, known := observed.HealthPolicies[keyOf(object)]
@@ -27,9 +26,9 @@ func (r *StatusReconciler) healthPolicies(ctx context.Context, observed model.Ob
 			continue
 		}
 		mergePolicyTimes(object.Status, status, now)
-		writes = append(writes, func() error { return applyStatus(ctx, r.Client, object, status) })
+		to.add(true, func() error { return applyStatus(ctx, r.Client, object, status) })
 	}
-	return allOf(writes)
+	return nil
 }
 
 // mergePolicyTimes gives the conditions of a policy's new status their times.

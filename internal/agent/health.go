@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -79,7 +81,7 @@ func (h *healthLog) Unhealthy() []*reportv1.UnhealthyEndpoint {
 		endpoints = append(endpoints, &reportv1.UnhealthyEndpoint{Cluster: endpoint.Cluster, Address: endpoint.AddrPort.String()})
 	}
 	slices.SortFunc(endpoints, func(a, b *reportv1.UnhealthyEndpoint) int {
-		return bytes.Compare([]byte(a.GetCluster()+" "+a.GetAddress()), []byte(b.GetCluster()+" "+b.GetAddress()))
+		return cmp.Or(strings.Compare(a.GetCluster(), b.GetCluster()), strings.Compare(a.GetAddress(), b.GetAddress()))
 	})
 	return endpoints[:min(len(endpoints), xds.MaxUnhealthy)]
 }

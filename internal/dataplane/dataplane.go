@@ -281,7 +281,7 @@ func (d *Dataplane) send(c *change, policies []model.PolicyStatus, noticed time.
 	known.moved = false
 	change := d.server.Set(xds.Gateway(known.model.Key), resources)
 	known.since, known.latest, known.current = change.Sequence, change.Sequence, true
-	known.remember(change, noticed, len(d.acks(known.model.Key)) > 0)
+	d.remember(known, change, noticed)
 	known.note(c.news, c.waited, change.Sequence)
 	known.notePolicies(known.model.Key, policies, change.Sequence)
 }
@@ -439,7 +439,7 @@ func (d *Dataplane) use(cluster model.Cluster, slicesOf func(model.Key) []*disco
 		return
 	}
 	d.endpoints[cluster.Name] = newClusterEndpoints(cluster, slicesOf(cluster.Service))
-	d.uses[cluster.Service] = append(withoutNamed(d.uses[cluster.Service], cluster.Name), cluster)
+	d.uses[cluster.Service] = append(without(d.uses[cluster.Service], cluster.Name), cluster)
 }
 
 // disuse forgets the endpoints of a cluster that no gateway needs.
@@ -451,18 +451,14 @@ func (d *Dataplane) disuse(cluster model.Cluster) {
 	}
 	delete(d.endpoints, cluster.Name)
 	delete(d.derived, cluster.Name)
-	if d.uses[cluster.Service] = withoutNamed(d.uses[cluster.Service], cluster.Name); len(d.uses[cluster.Service]) == 0 {
+	if d.uses[cluster.Service] = without(d.uses[cluster.Service], cluster.Name); len(d.uses[cluster.Service]) == 0 {
 		delete(d.uses, cluster.Service)
 		delete(d.probes, cluster.Service)
 	}
 }
 
-func withoutNamed(clusters []model.Cluster, name string) []model.Cluster {
+func without(clusters []model.Cluster, name string) []model.Cluster {
 	return slices.DeleteFunc(clusters, func(c model.Cluster) bool { return c.Name == name })
-}
-
-func without(reaches []*reach, gone *reach) []*reach {
-	return slices.DeleteFunc(reaches, func(r *reach) bool { return r == gone })
 }
 
 func newClusterEndpoints(cluster model.Cluster, found []*discoveryv1.EndpointSlice) *clusterEndpoints {
@@ -634,7 +630,7 @@ func (d *Dataplane) SetEndpoints(service model.Key, found []*discoveryv1.Endpoin
 			if d.setReach(gw, cluster, r.service, false); gw.tells(cluster.Name) && r.resource != had {
 				change := d.server.Update(xds.Gateway(key), resource.EndpointType, map[string]proto.Message{cluster.Name: r.resource})
 				gw.latest = change.Sequence
-				gw.remember(change, noticed, len(d.acks(key)) > 0)
+				d.remember(gw, change, noticed)
 			}
 		}
 	}

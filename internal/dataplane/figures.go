@@ -107,8 +107,8 @@ type sentChange struct {
 
 // remember notes a change that was sent, to tell how long its pods took to have
 // it. Of a manager that does not lead nobody asks how long it took.
-func (g *gateway) remember(change xds.Change, noticed time.Time, reports bool) {
-	if change.Changed && reports && !noticed.IsZero() && len(g.sent) < mostUnacknowledged {
+func (d *Dataplane) remember(g *gateway, change xds.Change, noticed time.Time) {
+	if change.Changed && !noticed.IsZero() && len(g.sent) < mostUnacknowledged && len(d.acks(g.model.Key)) > 0 {
 		g.sent = append(g.sent, sentChange{change.Sequence, noticed})
 	}
 }

@@ -398,7 +398,8 @@ func (d *Dataplane) leaveThrough(r *reach) {
 	}
 	for _, key := range []model.Key{r.egress, r.isolation} {
 		d.stale[key] = struct{}{}
-		if d.through[key] = without(d.through[key], r); len(d.through[key]) == 0 {
+		d.through[key] = slices.DeleteFunc(d.through[key], func(other *reach) bool { return other == r })
+		if len(d.through[key]) == 0 {
 			delete(d.through, key)
 		}
 	}
@@ -468,7 +469,8 @@ func (w *policyWriter) look(key model.Key) (something bool) {
 	case w.own[key] != nil && w.d.restricted(w.own[key]):
 		// Written where the gateway's other objects are.
 	case len(through) > 0 && through[0].egress == key && w.egress(key, through):
-	case len(through) > 0 && through[0].isolation == key && w.isolation(key, through):
+	case len(through) > 0 && through[0].isolation == key:
+		w.isolation(key, through)
 	case exists:
 		// It is for nobody any more, or will soon be.
 		w.write(key, there.Pods, there.Egress, nil)
@@ -497,9 +499,8 @@ func (w *policyWriter) egress(key model.Key, through []*reach) (wanted bool) {
 }
 
 // isolation is a policy that lets only gateways reach a Service's pods. If any
-// gateway asks for that, all that route to the Service are let in. It tells whether
-// it has seen to it.
-func (w *policyWriter) isolation(key model.Key, through []*reach) (done bool) {
+// gateway asks for that, all that route to the Service are let in.
+func (w *policyWriter) isolation(key model.Key, through []*reach) {
 	_, there := w.d.policies[key]
 	isolated := slices.ContainsFunc(through, func(r *reach) bool {
 		// What is not known at the moment stays.
@@ -524,7 +525,6 @@ func (w *policyWriter) isolation(key model.Key, through []*reach) (done bool) {
 	case there:
 		w.changes.Delete = append(w.changes.Delete, key) // who asked for it asks no more
 	}
-	return true
 }
 
 // write sees to it that a policy has these rules, beside those that it has and

@@ -411,13 +411,12 @@ func findHealth(route *RouteStatus, cluster Cluster, o Observations) foundHealth
 		return found
 	}
 	var failing map[netip.AddrPort]int // mostly none
-	for i, parent := range route.Parents {
-		twice := func(other ParentStatus) bool { return other.Gateway != nil && *other.Gateway == *parent.Gateway }
-		if parent.Gateway == nil || o.Health(*parent.Gateway, cluster).Check == nil || slices.ContainsFunc(route.Parents[:i], twice) {
+	for gateway := range route.gateways {
+		if o.Health(gateway, cluster).Check == nil {
 			continue
 		}
-		found.pods += o.GatewayProgress(*parent.Gateway).Pods
-		for endpoint, pods := range o.Unhealthy(*parent.Gateway, cluster.Name) {
+		found.pods += o.GatewayProgress(gateway).Pods
+		for endpoint, pods := range o.Unhealthy(gateway, cluster.Name) {
 			if failing == nil {
 				failing = map[netip.AddrPort]int{}
 			}

@@ -273,25 +273,16 @@ func meshRoute(route *RouteStatus, status v1alpha1.ServiceRouteStatus, o Observa
 	mesh.Display.Hosts = abbreviated(route.Hosts)
 
 	var programmed Progress
-	for _, parent := range route.Parents {
-		if parent.Gateway == nil {
-			continue
-		}
-		progress := o.RouteProgress(*parent.Gateway, route.Key)
-		gateway := v1alpha1.MeshRouteGateway{
-			Namespace:      gatewayv1.Namespace(parent.Gateway.Namespace),
-			Name:           gatewayv1.ObjectName(parent.Gateway.Name),
-			Pods:           int32(progress.Pods),
-			ProgrammedPods: int32(progress.Acknowledged),
-		}
-		if slices.ContainsFunc(mesh.Gateways, func(g v1alpha1.MeshRouteGateway) bool {
-			return g.Namespace == gateway.Namespace && g.Name == gateway.Name
-		}) {
-			continue // two parentRefs to listeners of one Gateway
-		}
+	for gateway := range route.gateways {
+		progress := o.RouteProgress(gateway, route.Key)
 		programmed.Pods += progress.Pods
 		programmed.Acknowledged += progress.Acknowledged
-		mesh.Gateways = append(mesh.Gateways, gateway)
+		mesh.Gateways = append(mesh.Gateways, v1alpha1.MeshRouteGateway{
+			Namespace:      gatewayv1.Namespace(gateway.Namespace),
+			Name:           gatewayv1.ObjectName(gateway.Name),
+			Pods:           int32(progress.Pods),
+			ProgrammedPods: int32(progress.Acknowledged),
+		})
 	}
 	mesh.Display.Programmed = programmed.String()
 
@@ -355,16 +346,29 @@ func zoneless(route *RouteStatus, o Observations) (sentences []string) {
 		if backend.Cluster == nil || !backend.Cluster.PreferZone {
 			continue
 		}
-		for _, parent := range route.Parents {
-			if parent.Gateway == nil || o.Workloads[*parent.Gateway].Zoneless == "" {
-				continue
+		for gateway := range route.gateways {
+			if pod := o.Workloads[gateway].Zoneless; pod != "" {
+				sentences = append(sentences, fmt.Sprintf(
+					"Service %s has a trafficDistribution, and pod %s of the gateway no label %s, so it prefers no endpoints: see that its node has that label (Kubernetes copies it to new pods since 1.35)",
+					backend.Service, pod, corev1.LabelTopologyZone))
 			}
-			sentences = append(sentences, fmt.Sprintf(
-				"Service %s has a trafficDistribution, and pod %s of the gateway no label %s, so it prefers no endpoints: see that its node has that label (Kubernetes copies it to new pods since 1.35)",
-				backend.Service, o.Workloads[*parent.Gateway].Zoneless, corev1.LabelTopologyZone))
 		}
 	}
 	return sentences
+}
+
+// gateways yields the gateways that a route may attach to, each once: two of its
+// parentRefs may lead to listeners of the same.
+func (r *RouteStatus) gateways(yield func(Key) bool) {
+	for i, parent := range r.Parents {
+		before := func(other ParentStatus) bool { return other.Gateway != nil && *other.Gateway == *parent.Gateway }
+		if parent.Gateway == nil || slices.ContainsFunc(r.Parents[:i], before) {
+			continue
+		}
+		if !yield(*parent.Gateway) {
+			return
+		}
+	}
 }
 
 // relieved tells whether, in every rule in which a cluster of the route takes
